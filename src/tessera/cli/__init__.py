@@ -1,0 +1,1 @@
+"""The `tessera` command: the table of commands and the errors in `main.py`, one file per command."""

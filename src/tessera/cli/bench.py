@@ -1,0 +1,53 @@
+"""`tessera bench`: speed against plain transformers code; ratios, measured in turns in one process."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Benchmark(NamedTuple):
+    """Where a benchmark's command lives; its module is imported when it is called."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+BENCHMARKS = {
+    "train": Benchmark("tessera.bench.train", "train", "Our trainer against a plain loop over transformers' LLaVA."),
+    "generate": Benchmark("tessera.bench.generate", "generate", "Our decoding against transformers' generate()."),
+    "eval": Benchmark("tessera.bench.evaluate", "evaluate", "Questions that share an image against one by one."),
+    "world": Benchmark("tessera.bench.world", "world", "Images and questions per second of the built-in world."),
+}
+
+
+class Benchmarks(TyperGroup):
+    """The table as a group of commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, entry in BENCHMARKS.items():
+            self.add_command(TyperCommand(name, callback=None, help=entry.help))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else _load(name), rest
+
+
+def _load(name: str) -> Any:
+    entry = BENCHMARKS[name]
+    single = typer.Typer(add_completion=False)
+    single.command(name)(getattr(importlib.import_module(entry.module), entry.attribute))
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(cls=Benchmarks, no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed and memory against plain transformers code."""

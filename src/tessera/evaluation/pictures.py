@@ -1,0 +1,91 @@
+"""Questions with their pictures and the model's answers, as HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+from PIL import Image
+
+from tessera.config import build
+from tessera.evaluation.result import Example, Result
+from tessera.world import World, WorldConfig
+from tessera.world.questions import cell_box, parse_box
+from tessera.world.scene import Box
+
+_SIDE = 224
+"""Pixels of a picture: enough for a card on a phone with a dense screen."""
+
+
+def cards(result: Result, right: bool, limit: int = 12) -> str:
+    """At most `limit` right (wrong) answers as cards, first one of every type."""
+    chosen = spread([e for e in result.examples if e.right == right], limit)
+    world = build(WorldConfig, result.config.get("world", {}), "world")
+    return "".join(_card(example, World(world)) for example in chosen)
+
+
+def spread(examples: Sequence[Example], limit: int) -> list[Example]:
+    """At most `limit` examples: the first of every type, then the second of every type, and so on."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for place, example in enumerate(examples):
+        seen[example.type] = seen.get(example.type, 0) + 1
+        ranked.append((seen[example.type], place, example))
+    return [example for *_, example in sorted(ranked, key=lambda entry: entry[:2])[:limit]]
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image as a data URI (WebP, good quality)."""
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=88, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _card(example: Example, world: World) -> str:
+    sample = world.sample(example.index, example.kind)
+    shorter = min(world.config.width, world.config.height)
+    scale = max(1, round(_SIDE / shorter))
+    size = (world.config.width * scale, world.config.height * scale)
+    boxes = _boxes(example)
+    frames = "".join(
+        f'<span class="frame"><img src="{data_uri(image)}" width="{size[0]}" height="{size[1]}" '
+        f'alt="{html.escape(_alternative(example, number), quote=True)}">{_overlay(b for f, *b in boxes if f == number)}</span>'
+        for number, image in enumerate(sample.images(size))
+    )
+    many = " several" if len(sample.frames) > 1 else ""
+    said = html.escape(example.said) or "<i>nothing</i>"
+    if example.right:
+        verdict = f'<p class="said right"><span>{said}</span></p>'
+    else:
+        verdict = f'<p class="said wrong"><span>{said}</span></p><p class="truth">{html.escape(example.answer)}</p>'
+    place = f"{world.config.split}:{example.index}"
+    return (
+        f'<figure class="card{many}"><div class="frames">{frames}</div><figcaption>'
+        f'<p class="type">{html.escape(example.type)}<span>{html.escape(place)}</span></p>'
+        f'<p class="question">{html.escape(example.question)}</p>{verdict}</figcaption></figure>'
+    )
+
+
+def _alternative(example: Example, number: int) -> str:
+    return f"{example.kind} {example.index}" + (f", frame {number + 1}" if number or example.kind in ("pair", "clip") else "")
+
+
+def _boxes(example: Example) -> list[tuple[int, str, Box]]:
+    """(frame, css class, box) of the truth and of the answer, for questions about boxes."""
+    truth = parse_box(example.answer)
+    if truth is None:
+        return []
+    found = [(0, "truth", cell_box(truth))]
+    said = parse_box(example.said)
+    return found + ([(0, "said", cell_box(said))] if said is not None else [])
+
+
+def _overlay(boxes: Iterable[Sequence[object]]) -> str:
+    drawn = "".join(
+        f'<rect class="{css}" x="{100 * b[0]:.0f}" y="{100 * b[1]:.0f}" width="{100 * (b[2] - b[0]):.0f}" '
+        f'height="{100 * (b[3] - b[1]):.0f}"/>'
+        for css, b in boxes  # type: ignore[misc, index]
+    )
+    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>' if drawn else ""

@@ -1,0 +1,125 @@
+"""One encoder part as an ordinary transformers model: the vision experts by themselves.
+
+Shapes: B images, N patches in reading order, D channels, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from tessera.errors import UserError
+from tessera.models import parts as part_specs
+from tessera.models.configuration import TesseraVisionConfig
+from tessera.nn import initialise
+from tessera.nn.loss import LossSums
+
+
+@dataclass
+class VisionOutput(ModelOutput):
+    """loss = loss_sum / loss_weight, scalars or None;
+
+    logits [B, N, C] or None; last_hidden_state [B, N, D].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    loss_sum: Tensor | None = None
+    loss_weight: Tensor | None = None
+
+
+class TesseraPreTrainedModel(PreTrainedModel):
+    """What all of Tessera's models share: attention by registry, initialisation declared by the parts."""
+
+    base_model_prefix = "model"
+    input_modalities: ClassVar[Any] = ("image", "text")
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules: ClassVar[list[str]] = []
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Children come before their parents here, so a part's own rules have the last word over the plain
+        # ones.
+        own = getattr(module, "init_weights", None)
+        if callable(own) and not isinstance(module, PreTrainedModel):
+            own()
+        else:
+            super()._init_weights(module)
+
+
+class TesseraVisionModel(TesseraPreTrainedModel):
+    """An encoder with an optional per-patch head."""
+
+    config_class = TesseraVisionConfig
+    config: TesseraVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities: ClassVar[Any] = ("image",)
+
+    def __init__(self, config: TesseraVisionConfig) -> None:
+        super().__init__(config)
+        self.encoder = part_specs.create("encoders", config.encoder, "encoder", backend=config)
+        labels = config.num_labels or 0
+        self.head = PatchHead(self.encoder.width, labels) if labels else None
+        self.post_init()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches."""
+        return self.encoder.grid
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> VisionOutput | tuple[Tensor, ...]:
+        """pixel_values [B, 3, S, S], labels [B, N] int64 with -100 ignored, loss_weights [B, N] ->
+        `VisionOutput`.
+
+        The loss is the cross-entropy over labelled patches, sum(w * l) / sum(w). Raises `UserError` for
+        labels without a head.
+        """
+        features = self.encoder(pixel_values)
+        logits = self.head(features) if self.head is not None else None
+        if labels is None:
+            output = VisionOutput(logits=logits, last_hidden_state=features)
+        elif logits is None:
+            raise UserError(
+                "labels were given, but this model has no head: set num_labels in its configuration."
+            )
+        else:
+            keep = labels != -100
+            each = F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
+            weight = torch.ones_like(each) if loss_weights is None else loss_weights[keep].to(each.dtype)
+            sums = LossSums((each * weight).sum(), weight.sum())
+            output = VisionOutput(
+                loss=sums.mean(),
+                logits=logits,
+                last_hidden_state=features,
+                loss_sum=sums.total,
+                loss_weight=sums.weight,
+            )
+        return output if return_dict is not False else output.to_tuple()
+
+
+class PatchHead(nn.Linear):
+    """[B, N, D] -> [B, N, C]."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__(width, labels)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal 0.02, zero bias."""
+        initialise.linear(self)

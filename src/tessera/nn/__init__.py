@@ -1,0 +1,1 @@
+"""Shared layers and containers that parts build on."""

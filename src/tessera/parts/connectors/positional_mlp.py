@@ -1,0 +1,62 @@
+"""Multi-layer perceptron that also tells the language model where in the image each token stands.
+
+Sources: Liu et al., "Improved Baselines with Visual Instruction Tuning (LLaVA-1.5)", 2023, arXiv:2310.03744 (the perceptron);
+Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions", 2020, arXiv:2006.10739 (the places).
+
+Deviations: both are ours to combine. The place is added after the perceptron, so that a token's two coordinates are linear in what
+the language model reads; a small model then need not derive them from the order of the tokens.
+
+Shapes: [B, N, D] -> [B, N, E].
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tessera.config import config
+from tessera.nn import initialise
+from tessera.nn.tokens import VisualTokens
+from tessera.registry import part
+
+
+@part("positional_mlp", socket="connectors")
+class PositionalMLP(nn.Module):
+    """norm, linear, GELU, linear; plus a linear map of the place's Fourier features."""
+
+    @config
+    class Config:
+        """hidden: width between the layers (None: the language model's); bands: octaves of sine and cosine per axis."""
+
+        hidden: int | None = None
+        bands: int = 5
+
+        def validate_widths(self) -> None:
+            if self.bands < 1 or (self.hidden is not None and self.hidden < 1):
+                raise ValueError(f"bands and hidden must be at least 1, not {self.bands} and {self.hidden}.")
+
+    def __init__(self, config: Config, width: int, out_width: int) -> None:
+        super().__init__()
+        self.out_width = out_width
+        self.bands = config.bands
+        hidden = config.hidden or out_width
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, out_width)
+        self.place = nn.Linear(2 + 4 * config.bands, out_width, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal 0.02, zero bias."""
+        initialise.tree(self)
+
+    def forward(self, tokens: VisualTokens) -> VisualTokens:
+        """[B, N, D] -> [B, N, E]."""
+        features = self.down(nn.functional.gelu(self.up(self.norm(tokens.features))))
+        return tokens.with_features(features + self.place(self.fourier(tokens.positions).to(features.dtype)))
+
+    def fourier(self, positions: Tensor) -> Tensor:
+        """Places [B, N, 2] in the unit square -> [B, N, 2 + 4 * bands]: centred coordinates, sines and cosines of octaves."""
+        octaves = math.pi * 2.0 ** torch.arange(self.bands, device=positions.device, dtype=torch.float32)
+        angles = (positions.float()[..., None] * octaves).flatten(-2)
+        return torch.cat([positions.float() * 2 - 1, angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,29 @@
+"""The main job of a newcomer: from the shipped experts to a vision-language model in minutes."""
+
+from __future__ import annotations
+
+from tessera.recipes import nano
+from tessera.recipes.recipe import Examination, Recipe
+from tessera.training.options import Questions
+from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
+from tessera.world import WorldConfig
+
+
+def quickstart() -> Recipe:
+    """The shipped experts stay as they are; projector and a language model of four layers are trained from nothing."""
+    return Recipe(
+        name="quickstart",
+        about="Shipped experts, new projector and language model: what a few minutes of training on a CPU give.",
+        model=nano.model(layers=4),
+        start=dict(nano.EXPERTS),
+        worlds=[WorldConfig(kinds={"scene": 0.76, "text": 0.14, "chart": 0.10})],
+        questions=Questions(several=(0.0, 0.0)),
+        training=TrainConfig(
+            stages=[Stage(name="instruct", steps=900, train={"*": 1.0, "encoders.*": 0.0})],
+            schedule=Schedule(warmup=50),
+            optim=OptimConfig(lr=1.5e-3, muon_lr=0.02),
+            batch_size=24,
+            save_every=200,
+        ),
+        examination=Examination(questions=1500),
+    )

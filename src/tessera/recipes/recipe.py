@@ -1,0 +1,89 @@
+"""What a recipe is: a function that returns a complete, typed experiment.
+
+    def quickstart() -> Recipe: ...
+
+`recipe("quickstart")` finds it by exact name; `recipe("my/file.py:function")` takes one from a file of the user's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from tessera.config import config
+from tessera.errors import UserError, unknown
+from tessera.training.options import Questions
+from tessera.training.plan import TrainConfig
+from tessera.world import WorldConfig
+
+
+@config
+class Examination:
+    """How the result is measured: `questions` of the split in all (spread over the types), with `seed`."""
+
+    split: str = "test"
+    questions: int = 5000
+    seed: int = 0
+
+
+@config
+class Recipe:
+    """A complete experiment.
+
+    task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
+    "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or folder
+    that its weights come from ("*": the whole model). worlds: where samples come from, in turn; data: a dataset's path in place of
+    the worlds (task "questions"), with its image folder; blind: train and measure without images.
+    """
+
+    name: str
+    about: str
+    task: Literal["questions", "objects", "characters", "captions"] = "questions"
+    model: dict[str, Any]
+    start: dict[str, str] = field(default_factory=dict)
+    worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
+    data: str | None = None
+    images: str | None = None
+    blind: bool = False
+    questions: Questions = field(default_factory=Questions)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    examination: Examination = field(default_factory=Examination)
+
+
+def names() -> list[str]:
+    """All built-in recipes."""
+    package = importlib.import_module("tessera.recipes")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "recipe")
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a built-in name, or of `file.py:function`. Raises `UserError` with the nearest names."""
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), function)
+    if name not in names():
+        raise unknown("recipe", name, names())
+    made = getattr(importlib.import_module(f"tessera.recipes.{name}"), name)()
+    assert isinstance(made, Recipe)
+    return made
+
+
+def _from_file(path: Path, function: str) -> Recipe:
+    if not path.is_file():
+        raise UserError(f"there is no recipe file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        offered = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
+        raise unknown(f"function in {path}:", function, offered)
+    made = make()
+    if not isinstance(made, Recipe):
+        raise UserError(f"{path}:{function} returned {type(made).__name__}; a recipe function returns a tessera.recipes.recipe.Recipe.")
+    return made

@@ -1,0 +1,103 @@
+"""Dense labels per patch: what an expert learns from, because the world knows every pixel.
+
+Legend: B images, g patches per side, N = g * g patches in reading order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessera.world import World
+from tessera.world.concepts import concepts, pool
+from tessera.world.render import NOTHING, PANEL, SIGN, Drawing
+from tessera.world.text import ALPHABET
+
+IGNORED = -100
+BACKGROUND, TEXT = "background", "text"
+
+
+def object_labels() -> list[str]:
+    """Class names of the object expert: the base concepts in atlas order, then background and text."""
+    return [*(concepts()[i].name for i in pool("base")), BACKGROUND, TEXT]
+
+
+def character_labels() -> list[str]:
+    """Class names of the reading expert: "none", then letters and digits."""
+    return ["none", *ALPHABET]
+
+
+class DenseData:
+    """Batches `{"pixel_values" [B, 3, S, S], "labels" [B, N], "loss_weights" [B, N]}` of single-frame world samples.
+
+    `kind` is "objects" (class of the thing that owns most of a patch; patches at edges are ignored) or "characters" (the
+    character over a patch's centre; patches between characters are ignored). `worlds` take turns sample by sample.
+    """
+
+    def __init__(self, worlds: Sequence[World], kind: str, patch: int) -> None:
+        self.worlds, self.kind, self.patch = list(worlds), kind, patch
+        self._class = {concept: i for i, concept in enumerate(pool("base"))}
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The samples of `indices` as one batch."""
+        pixels, labels = [], []
+        for index in indices:
+            sample = self.worlds[index % len(self.worlds)][index]
+            drawing = sample.drawings(owner=self.kind == "objects")[0]
+            pixels.append(np.asarray(drawing.image))
+            if self.kind == "objects":
+                labels.append(self._objects(drawing, [t.concept for t in sample.frames[0].things]))
+            else:
+                labels.append(self._characters(drawing))
+        target = torch.from_numpy(np.stack(labels))
+        quiet = len(self._class) if self.kind == "objects" else 0
+        weights = torch.where(target == quiet, 0.15, 1.0)
+        return {"pixel_values": to_pixels(pixels), "labels": target, "loss_weights": weights}
+
+    def _objects(self, drawing: Drawing, kinds: Sequence[int]) -> np.ndarray:
+        owner = np.asarray(drawing.owner)
+        p, (h, w) = self.patch, owner.shape
+        cells = owner.reshape(h // p, p, w // p, p).transpose(0, 2, 1, 3).reshape(-1, p * p)
+        background = len(self._class)
+        labels = np.full(len(cells), IGNORED, np.int64)
+        classes = [*((i, self._class[k], 0.5) for i, k in enumerate(kinds)), (NOTHING, background, 0.95)]
+        classes += [(SIGN, background + 1, 0.5), (PANEL, background + 1, 0.5)]
+        for value, label, share in classes:
+            labels[(cells == value).mean(1) >= share] = label
+        return labels
+
+    def _characters(self, drawing: Drawing) -> np.ndarray:
+        width, height = drawing.image.size
+        rows, columns = height // self.patch, width // self.patch
+        labels = np.zeros((rows, columns), np.int64)
+        x, y = (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
+        for text, box, *_ in [*drawing.characters, *drawing.strings]:
+            inside_y = (y >= box[1] - 0.2 / rows) & (y <= box[3] + 0.2 / rows)
+            step = (box[2] - box[0]) / len(text)
+            for k, character in enumerate(text):
+                place = (x - box[0] - k * step) / step
+                over = (place >= 0) & (place < 1)
+                sure = (place >= 0.12) & (place < 0.88) & (character in ALPHABET)
+                label = 1 + ALPHABET.index(character) if character in ALPHABET else IGNORED
+                labels[np.ix_(inside_y, over)] = IGNORED
+                labels[np.ix_(inside_y, sure)] = label
+        return labels.reshape(-1)
+
+
+def to_pixels(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 images [H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def patch_accuracy(model: torch.nn.Module, batches: Sequence[dict[str, Any]], quiet: int) -> float:
+    """Share of labelled patches, those of class `quiet` (background, none) left out, that the expert gets right."""
+    right = total = 0
+    for batch in batches:
+        guess = model(pixel_values=batch["pixel_values"]).logits.argmax(-1)
+        counted = (batch["labels"] != IGNORED) & (batch["labels"] != quiet)
+        right += int((guess[counted] == batch["labels"][counted]).sum())
+        total += int(counted.sum())
+    return right / max(1, total)

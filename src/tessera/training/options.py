@@ -1,0 +1,20 @@
+"""How questions about world samples are packed for training. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from tessera.config import config
+
+
+@config
+class Questions:
+    """text_tokens: longest text of all questions about a sample together; captions: chances that a sample of one image is also
+    described (short, dense, child), `described` that one of several images is; several: shares of batches with pairs and with
+    clips; weights: how much more (or less) often than others a question type is asked."""
+
+    text_tokens: int = 128
+    captions: tuple[float, float, float] = (0.25, 0.12, 0.05)
+    described: float = 0.7
+    several: tuple[float, float] = (0.14, 0.10)
+    weights: dict[str, float] = field(default_factory=dict)

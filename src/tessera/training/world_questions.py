@@ -1,0 +1,84 @@
+"""The world as training data for a vision-language model: several questions about the same images in one sequence.
+
+Legend: B samples of a batch, F frames of a sample, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tessera.data.packing import Item, collate, pack
+from tessera.training.dense import to_pixels
+from tessera.training.options import Questions
+from tessera.world import World
+from tessera.world.dataset import Sample
+from tessera.world.rng import Rng
+from tessera.world.vocabulary import CAPTION_PROMPTS
+
+
+class WorldQuestions:
+    """`collate(indices)` gives packed sequences about world samples and their images.
+
+    All samples of a training step hold the same number of images, so that none of the sequence is padding: a block of
+    `batch_size` indices is of single images, of pairs (every second index is used) or of clips (every `frames`-th), so that every
+    step encodes about the same number of images. Which one is a function of the block alone.
+    """
+
+    def __init__(self, world: World, processor: Any, options: Questions, batch_size: int, blind: bool = False) -> None:
+        self.world, self.processor, self.options, self.batch_size, self.blind = world, processor, options, batch_size, blind
+        single = {k: w for k, w in world.config.kinds.items() if k in ("scene", "text", "chart") and w > 0}
+        self._single, self._weights = sorted(single), [single[k] for k in sorted(single)]
+        self._prefix: dict[int, np.ndarray] = {}
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The samples of `indices` (of one block) as one batch of the model's inputs."""
+        samples = self._samples(indices)
+        rows = [self._items(sample) for sample in samples]
+        packed = []
+        for sample, items in zip(samples, rows, strict=True):
+            prefix = self.prefix(len(sample.frames))
+            packed.append(pack(prefix, items, len(prefix) + self.options.text_tokens))
+        images = [np.asarray(image) for sample in samples for image in sample.images()]
+        return collate(packed, None if self.blind else to_pixels(images))
+
+    def prefix(self, images: int) -> np.ndarray:
+        """Ids of what all questions about `images` images share; without the images if blind."""
+        if images not in self._prefix:
+            self._prefix[images] = np.asarray(self.processor.prefix_ids(0 if self.blind else images))
+        return self._prefix[images]
+
+    def _samples(self, indices: Sequence[int]) -> list[Sample]:
+        block = Rng("block", self.world.config.seed, indices[0] // self.batch_size)
+        pair, clip = self.options.several
+        point = block.uniform()
+        if point < pair:
+            return [self.world.sample(i, "pair") for i in indices if i % 2 == 0]
+        if point < pair + clip:
+            frames = block.integer(*self.world.config.frames)
+            return [self.world.sample(i, "clip", frames) for i in indices if i % frames == 0]
+        return [self.world.sample(i, Rng("kind", i).weighted(self._single, self._weights)) for i in indices]
+
+    def _items(self, sample: Sample) -> list[Item]:
+        rng = sample.rng("training")
+        weights = self.options.weights
+        questions = sample.questions()
+        # Weighted order without replacement (Efraimidis and Spirakis): the budget of tokens takes what comes first.
+        order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)
+        texts = [(q.text, q.answer) for q in order]
+        chance = sum(self.options.captions) if len(sample.frames) == 1 else self.options.described
+        if chance and rng.chance(chance):
+            described = sample.captions()
+            kind = rng.weighted(list(CAPTION_PROMPTS), self.options.captions)
+            texts.insert(rng.below(3), (CAPTION_PROMPTS[kind], described[kind]))
+        asked = self._ids([f"<user>{q}<assistant>" for q, _ in texts])
+        answered = self._ids([f"{a}<eos>" for _, a in texts])
+        return [(q, a, None) for q, a in zip(asked, answered, strict=True)]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids

@@ -1,0 +1,70 @@
+"""Every test runs offline, on one thread, and with its own files only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any test module imports torch or a Hugging Face library: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture
+def subprocess_env() -> dict[str, str]:
+    """An environment for subprocesses that finds this source tree, installed or not."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+def _local_only(connect: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family != socket.AF_UNIX and address[0] not in LOCAL:
+            raise OSError(f"a test tried to reach {address[0]}; only tests marked `net` may")
+        return connect(self, address)
+
+    return guarded
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "net" not in request.keywords:
+        monkeypatch.setattr(socket.socket, "connect", _local_only(socket.socket.connect))
+        monkeypatch.setattr(socket.socket, "connect_ex", _local_only(socket.socket.connect_ex))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `net` run only with `-m net`, tests marked `gpu` only where there is an accelerator."""
+    asked_for_net = "net" in config.getoption("-m")
+    for item in items:
+        if "net" in item.keywords and not asked_for_net:
+            item.add_marker(pytest.mark.skip(reason="needs the network: pytest -m net"))
+        if "gpu" in item.keywords and not _has_accelerator():
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def pytest_report_header() -> str:
+    return f"tessera: offline, {os.environ['OMP_NUM_THREADS']} thread(s), python {sys.version.split()[0]}"

@@ -1,0 +1,143 @@
+"""The registry: one registration, exact names, nearest names, nothing imported before it is asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tessera import registry
+from tessera.errors import TesseraError, UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+@pytest.fixture
+def wing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A `tessera.parts.probes` package in a temporary folder; other sockets are as they are."""
+    import tessera.parts
+
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.setattr(tessera.parts, "__path__", [*tessera.parts.__path__, str(tmp_path)])
+    for name in [n for n in sys.modules if n.startswith("tessera.parts.probes")]:
+        monkeypatch.delitem(sys.modules, name)
+    yield folder
+    for name in [n for n in sys.modules if n.startswith("tessera.parts.probes")]:
+        del sys.modules[name]
+
+
+def write_part(folder: Path, name: str, registered: str | None = None) -> None:
+    (folder / f"{name}.py").write_text(
+        "from tessera.registry import part\n"
+        f"@part({registered or name!r}, socket='probes', catalog=7)\n"
+        "def probe():\n    return 'probed'\n"
+    )
+
+
+def test_a_registered_part_is_found_by_its_exact_name() -> None:
+    @registry.part("mine", socket="other", catalog=3)
+    class Mine:
+        pass
+
+    found = registry.get("other", "mine")
+    assert (found.name, found.socket, found.target, found.catalog) == ("mine", "other", Mine, 3)
+    assert "mine" in registry.names("other")
+    for near in ("min", "Mine", "mine2"):
+        with pytest.raises(UserError, match=f"'{near}'. Did you mean 'mine'"):
+            registry.get("other", near)
+
+
+def test_a_name_is_given_once() -> None:
+    @registry.part("mine", socket="other")
+    class Mine:
+        pass
+
+    with pytest.raises(TesseraError, match="'mine' of socket 'other' is registered twice") as raised:
+
+        @registry.part("mine", socket="other")
+        class Other:
+            pass
+
+    assert raised.value.exit_code == 1
+    registry.part("mine", socket="other")(Mine)  # a reloaded module registers the same thing again
+    registry.part("mine", socket="probes")(Mine)  # another socket is another namespace
+
+
+def test_a_wrong_socket_is_refused() -> None:
+    for use in (
+        lambda: registry.part("x", socket="tokenz"),
+        lambda: registry.names("tokenz"),
+        lambda: registry.get("tokenz", "x"),
+    ):
+        with pytest.raises(UserError, match="unknown socket 'tokenz'. Did you mean 'tokens'"):
+            use()
+
+
+def test_built_in_parts_are_listed_without_being_imported(wing: Path) -> None:
+    write_part(wing, "heads")
+    (wing / "broken.py").write_text("raise RuntimeError('imported')")
+    (wing / "_private.py").write_text("raise RuntimeError('imported')")
+    assert registry.names("probes") == ["broken", "heads"]
+    assert "tessera.parts.probes.heads" not in sys.modules
+
+
+def test_a_built_in_part_is_imported_when_it_is_asked_for(wing: Path) -> None:
+    write_part(wing, "heads")
+    write_part(wing, "neurons")
+    found = registry.get("probes", "heads")
+    assert found.target() == "probed"
+    assert found.catalog == 7
+    assert "tessera.parts.probes.neurons" not in sys.modules
+    with pytest.raises(UserError, match="unknown part of socket 'probes': 'head'. Did you mean 'heads'"):
+        registry.get("probes", "head")
+
+
+def test_a_part_of_another_socket_says_where_it_belongs(wing: Path) -> None:
+    write_part(wing, "heads")
+    with pytest.raises(UserError, match="part 'heads' belongs to socket 'probes', not to 'tokens'"):
+        registry.get("tokens", "heads")
+
+
+def test_a_file_that_registers_another_name_is_our_fault(wing: Path) -> None:
+    write_part(wing, "heads", registered="'tails'")
+    with pytest.raises(TesseraError, match="registers no part of that name") as raised:
+        registry.get("probes", "heads")
+    assert raised.value.exit_code == 1
+
+
+def test_parts_of_other_packages_come_through_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign_parts.py").write_text(
+        "from tessera.registry import part\n@part('theirs', socket='probes')\ndef theirs(): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "foreign_parts", raising=False)
+    points = importlib.metadata.EntryPoints(
+        importlib.metadata.EntryPoint(name, "foreign_parts", "tessera.parts")
+        for name in ("probes.theirs", "tokens.unrelated")
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points.select(group=group))
+    assert "theirs" in registry.names("probes")
+    assert "unrelated" not in registry.names("probes")
+    assert "foreign_parts" not in sys.modules
+    assert registry.get("probes", "theirs").target.__module__ == "foreign_parts"
+
+
+@pytest.mark.contract
+def test_every_part_of_the_package_can_be_got() -> None:
+    found = [(socket, name) for socket in registry.SOCKETS for name in registry.names(socket)]
+    assert found
+    for socket, name in found:
+        part = registry.get(socket, name)
+        assert (part.socket, part.name) == (socket, name)
+        assert part.target.__doc__, f"{socket}/{name} has no docstring"
