@@ -44,7 +44,10 @@ def main(art: Path) -> None:
                 error += mse
                 info = zipfile.ZipInfo(f"{style}/{k // SHEET:02d}.webp", (2024, 1, 1, 0, 0, 0))
                 archive.writestr(info, data)
-            print(f"{style}: {len(sprites)} sprites, PSNR on grey {10 * np.log10(255**2 / (error / -(-len(sprites) // SHEET))):.1f} dB")
+            print(
+                f"{style}: {len(sprites)} sprites, PSNR on grey {
+                    10 * np.log10(255**2 / (error / -(-len(sprites) // SHEET))):.1f} dB"
+            )
     concepts = _concepts(rows)
     (ASSETS / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, separators=(",", ":")) + "\n")
     everyday = sum(c["everyday"] for c in concepts)
@@ -79,7 +82,9 @@ def _encode(sprites: np.ndarray) -> tuple[bytes, float]:
     small = sheet.quantize(256, method=Image.Quantize.FASTOCTREE, kmeans=2).convert("RGBA")
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", lossless=True, quality=100, method=6, exact=True)
-    on_grey = [np.asarray(Image.alpha_composite(Image.new("RGBA", s.size, (128,) * 3 + (255,)), s), np.float64) for s in (sheet, small)]
+    on_grey = [
+        np.asarray(Image.alpha_composite(Image.new("RGBA", s.size, (128,) * 3 + (255,)), s), np.float64) for s in (sheet, small)
+    ]
     return buffer.getvalue(), float(((on_grey[0] - on_grey[1])[..., :3] ** 2).mean())
 
 

@@ -84,9 +84,7 @@ def test_an_error_is_a_sentence_and_a_code(
     assert captured.err.count("\n") <= 1
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_shows_the_traceback_wherever_it_stands(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command(raising(UserError("no.")))
     for args in (["--debug", "try"], ["try", "--debug"]):
         assert main.run(args) == 2
@@ -95,9 +93,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(
         assert "in fail" in shown
 
 
-def test_debug_after_a_double_dash_is_an_argument(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_after_a_double_dash_is_an_argument(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     def echo(words: list[str]) -> None:
         print(words)
 
@@ -106,9 +102,7 @@ def test_debug_after_a_double_dash_is_an_argument(
     assert capsys.readouterr().out == "['--debug']\n"
 
 
-def test_with_json_an_error_is_an_object_on_stderr(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_json_an_error_is_an_object_on_stderr(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(as_json: common.JsonOption = False) -> None:
         raise UserError("größer als erlaubt.")
 
@@ -173,9 +167,7 @@ def test_every_command_loads_and_explains_itself(name: str, capsys: pytest.Captu
         (["--versoin"], "Did you mean --version?"),
     ],
 )
-def test_a_slip_of_the_hand_gets_a_suggestion(
-    args: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slip_of_the_hand_gets_a_suggestion(args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(args) == 2
     captured = capsys.readouterr()
     assert says in captured.err

@@ -35,9 +35,7 @@ class Outer:
     many: list[Inner] = dataclasses.field(default_factory=list)
     maybe_many: list[Inner] | None = None
     table: dict[str, Inner] = dataclasses.field(default_factory=dict)
-    free: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: {"kind": "mlp", "depth": 2, "on": [{"a": 1}]}
-    )
+    free: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "mlp", "depth": 2, "on": [{"a": 1}]})
 
 
 def test_a_config_is_keyword_only_and_has_no_other_attributes() -> None:
@@ -179,13 +177,7 @@ def test_set_path_reaches_and_types_a_field(assignment: str, path: str, expected
     set_path(outer, assignment)
     node: Any = outer
     for key in path.split("."):
-        node = (
-            node[int(key)]
-            if isinstance(node, list)
-            else node[key]
-            if isinstance(node, dict)
-            else getattr(node, key)
-        )
+        node = node[int(key)] if isinstance(node, list) else node[key] if isinstance(node, dict) else getattr(node, key)
     assert node == expected
     assert type(node) is type(expected)
 

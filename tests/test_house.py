@@ -89,9 +89,7 @@ def test_importing_a_light_package_loads_nothing_heavy(package: str, subprocess_
 
 
 @pytest.mark.parametrize("package", ["tessera.world", "tessera.cli"])
-def test_no_module_of_the_world_or_of_the_command_line_imports_torch(
-    package: str, subprocess_env: dict[str, str]
-) -> None:
+def test_no_module_of_the_world_or_of_the_command_line_imports_torch(package: str, subprocess_env: dict[str, str]) -> None:
     names = [n for n in modules() if n == package or n.startswith(package + ".")]
     assert names, f"{package} has no modules"
     assert not loaded_after(f"import {', '.join(names)}", subprocess_env) & set(HEAVY)
@@ -114,18 +112,14 @@ def test_the_heavy_modules_would_be_noticed(subprocess_env: dict[str, str]) -> N
 
 def test_core_never_imports_a_part() -> None:
     core = [n for n in modules() if not n.startswith("tessera.parts")]
-    wrong = {
-        n: found for n in core if (found := {i for i in imports(n, False) if i.startswith("tessera.parts")})
-    }
+    wrong = {n: found for n in core if (found := {i for i in imports(n, False) if i.startswith("tessera.parts")})}
     assert not wrong, f"parts are reached through tessera.registry only: {wrong}"
 
 
 def test_a_part_never_imports_another_part() -> None:
     wrong = {}
     for name in (n for n in modules() if n.startswith("tessera.parts.")):
-        foreign = {
-            i for i in imports(name, False) if i.startswith("tessera.parts.") and room(i) != room(name)
-        }
+        foreign = {i for i in imports(name, False) if i.startswith("tessera.parts.") and room(i) != room(name)}
         if foreign:
             wrong[name] = foreign
     assert not wrong, f"what two parts share moves down into nn/, data/ or lab/: {wrong}"
@@ -165,9 +159,7 @@ def test_a_circle_would_be_found() -> None:
 
 def part_files() -> list[Path]:
     """One entry per part: its file, or the `__init__.py` of its folder."""
-    return [p for p in sorted(PARTS.glob("*/*.py")) if p.name != "__init__.py"] + sorted(
-        PARTS.glob("*/*/__init__.py")
-    )
+    return [p for p in sorted(PARTS.glob("*/*.py")) if p.name != "__init__.py"] + sorted(PARTS.glob("*/*/__init__.py"))
 
 
 def registrations(path: Path) -> list[tuple[str, str]]:
@@ -199,9 +191,7 @@ def test_every_folder_of_the_wing_is_a_socket() -> None:
 
 
 def test_no_file_grows_past_500_lines() -> None:
-    lines = {
-        p.relative_to(ROOT): p.read_text(encoding="utf-8").count("\n") for p in tracked() if p.suffix == ".py"
-    }
+    lines = {p.relative_to(ROOT): p.read_text(encoding="utf-8").count("\n") for p in tracked() if p.suffix == ".py"}
     assert lines
     assert not {p: n for p, n in lines.items() if n > 500}
 

@@ -56,9 +56,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_file_alone(
     path = tmp_path / "a.txt"
     io.write_text(path, "old")
     monkeypatch.setattr(os, step, full_disk)
-    with pytest.raises(
-        TesseraError, match=r"the disk is full: .*a\.txt could not be written.*MB free"
-    ) as raised:
+    with pytest.raises(TesseraError, match=r"the disk is full: .*a\.txt could not be written.*MB free") as raised:
         io.write_text(path, "new")
     assert raised.value.exit_code == 1
     assert path.read_text() == "old"
@@ -98,9 +96,7 @@ def test_a_failure_while_filling_a_folder_leaves_the_old_one_alone(tmp_path: Pat
     assert names(tmp_path) == ["model"]
 
 
-def test_a_folder_is_put_back_when_the_exchange_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_put_back_when_the_exchange_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model"
     with io.atomic_folder(path) as temporary:
         (temporary / "weights").write_text("good")
@@ -131,9 +127,7 @@ with getattr(io, sys.argv[1])(sys.argv[2]) as temporary:
 
 
 @pytest.mark.parametrize("way", ["atomic_write", "atomic_folder"])
-def test_a_kill_while_writing_leaves_the_old_one_alone(
-    tmp_path: Path, way: str, subprocess_env: dict[str, str]
-) -> None:
+def test_a_kill_while_writing_leaves_the_old_one_alone(tmp_path: Path, way: str, subprocess_env: dict[str, str]) -> None:
     path = tmp_path / "model"
     with getattr(io, way)(path) as temporary:
         (temporary / "weights" if temporary.is_dir() else temporary).write_text("good")

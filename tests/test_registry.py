@@ -114,17 +114,14 @@ def test_a_file_that_registers_another_name_is_our_fault(wing: Path) -> None:
     assert raised.value.exit_code == 1
 
 
-def test_parts_of_other_packages_come_through_entry_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_other_packages_come_through_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "foreign_parts.py").write_text(
         "from tessera.registry import part\n@part('theirs', socket='probes')\ndef theirs(): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "foreign_parts", raising=False)
     points = importlib.metadata.EntryPoints(
-        importlib.metadata.EntryPoint(name, "foreign_parts", "tessera.parts")
-        for name in ("probes.theirs", "tokens.unrelated")
+        importlib.metadata.EntryPoint(name, "foreign_parts", "tessera.parts") for name in ("probes.theirs", "tokens.unrelated")
     )
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points.select(group=group))
     assert "theirs" in registry.names("probes")

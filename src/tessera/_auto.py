@@ -106,9 +106,9 @@ def install() -> None:
 
 
 def register_models() -> None:
-    """Registers configurations, models and processors;
+    """Registers configurations, models and processors.
 
-    does nothing if that is done or while transformers is being imported.
+    Does nothing if that is done, or while transformers is being imported.
     """
     with _State.lock:
         if _State.done or _State.running or _importing():
@@ -181,7 +181,6 @@ def _prepare_after(loader: Any) -> None:
 def _importing() -> bool:
     """Whether an import of one of transformers' modules is under way."""
     return any(
-        name.partition(".")[0] == "transformers"
-        and getattr(getattr(module, "__spec__", None), "_initializing", False)
+        name.partition(".")[0] == "transformers" and getattr(getattr(module, "__spec__", None), "_initializing", False)
         for name, module in list(sys.modules.items())
     )

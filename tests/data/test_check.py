@@ -212,9 +212,7 @@ def test_the_command_on_a_bad_data_set(tmp_path: Path, capsys: pytest.CaptureFix
     }
 
 
-def test_the_command_takes_an_image_folder_and_a_limit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_takes_an_image_folder_and_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     path = good(tmp_path)
     for image in tmp_path.glob("*.png"):

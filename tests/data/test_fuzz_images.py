@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from tessera.data.images import frames, open_image
 from tessera.errors import UserError
@@ -32,13 +32,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: 
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = b"".join(chunk(name, data) for name, data in chunks)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + body
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def sentence(source: Any, **limits: int) -> str:
@@ -60,11 +54,7 @@ HUGE = {
     + struct.pack(">HH", 50_000, 50_000)
     + b"\1\1\x11\0\xff\xda\0\x08\1\1\0\0\x3f\0",
     "bmp": b"BM" + b"\0" * 8 + struct.pack("<IIiiHHIIIIII", 54, 40, 50_000, -50_000, 1, 24, 0, 0, 0, 0, 0, 0),
-    "gif": b"GIF89a"
-    + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
-    + b","
-    + struct.pack("<HHHH", 0, 0, 50_000, 50_000)
-    + b"\0\2\0;",
+    "gif": b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b"," + struct.pack("<HHHH", 0, 0, 50_000, 50_000) + b"\0\2\0;",
     "webp-x": riff(b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + (49_999).to_bytes(3, "little") * 2),
 }
 
@@ -78,9 +68,7 @@ def test_huge_headers_are_refused_before_decoding(kind: str, monkeypatch: pytest
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     assert len(HUGE[kind]) < 200
     text = sentence(HUGE[kind])
-    if (
-        kind == "gif"
-    ):  # its header says 1 x 1, the frame in it 50,000 x 50,000: Pillow refuses in its own words
+    if kind == "gif":  # its header says 1 x 1, the frame in it 50,000 x 50,000: Pillow refuses in its own words
         assert "too many pixels" in text
     else:
         assert "50,000 x 50,000" in text
@@ -94,13 +82,7 @@ def test_a_gif_frame_larger_than_its_screen_counts() -> None:
 
 
 def test_lossy_and_lossless_webp_headers() -> None:
-    lossy = riff(
-        b"VP8 "
-        + struct.pack("<I", 20)
-        + b"\0\0\0\x9d\x01\x2a"
-        + struct.pack("<HH", 16_000, 16_000)
-        + b"\0" * 9
-    )
+    lossy = riff(b"VP8 " + struct.pack("<I", 20) + b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_000, 16_000) + b"\0" * 9)
     bits = 15_999 | 15_999 << 14
     lossless = riff(b"VP8L" + struct.pack("<I", 20) + b"\x2f" + struct.pack("<I", bits) + b"\0" * 9)
     for data in (lossy, lossless):
@@ -108,15 +90,14 @@ def test_lossy_and_lossless_webp_headers() -> None:
 
 
 def test_text_bombs_are_refused() -> None:
-    bomb = b"Comment\0\0" + zlib.compress(b"\0" * 50_000_000)
+    bomb = b"Comment\0\0" + zlib.compress(b"\0" * 5_000_000)
     assert len(bomb) < 100_000
     assert "damaged" in sentence(png(1, 1, 8, 0, b"\0\0", (b"zTXt", bomb)))
-    profile = b"name\0\0" + zlib.compress(b"\0" * 50_000_000)
+    profile = b"name\0\0" + zlib.compress(b"\0" * 5_000_000)
     assert "damaged" in sentence(png(1, 1, 8, 0, b"\0\0", (b"iCCP", profile)))
-    many = PngImagePlugin.PngInfo()
-    for i in range(80):
-        many.add_itxt(f"k{i}", "x" * 1_000_000, zip=True)
-    assert "damaged" in sentence(encode(Image.new("L", (1, 1)), "PNG", pnginfo=many))
+    text = (b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 1_000_000))
+    assert "damaged" in sentence(png(1, 1, 8, 0, b"\0\0", *[text] * 70))
+    assert open_image(png(1, 1, 8, 0, b"\0\0", *[text] * 3)).size == (1, 1)
 
 
 def test_pixel_bomb_rows_beyond_the_header_are_ignored() -> None:
@@ -175,9 +156,7 @@ def _samples() -> dict[str, bytes]:
     return {
         "png": encode(alpha, "PNG", exif=exif),
         "png-palette": encode(palette, "PNG", transparency=3),
-        "png-16": png(
-            3, 2, 16, 2, b"\0" + bytes(range(18)) + b"\1" + bytes(range(18)), (b"tRNS", bytes(range(6)))
-        ),
+        "png-16": png(3, 2, 16, 2, b"\0" + bytes(range(18)) + b"\1" + bytes(range(18)), (b"tRNS", bytes(range(6)))),
         "apng": encode(clip[0], "PNG", save_all=True, append_images=clip[1:]),
         "jpeg": encode(colour, "JPEG", exif=exif, comment=b"a comment"),
         "jpeg-progressive": encode(smooth, "JPEG", progressive=True),
@@ -281,9 +260,7 @@ def test_damaged_exif(block: bytes, order: bytes) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(
-        [b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF\xff\0\0\0WEBPVP8X"]
-    ),
+    st.sampled_from([b"", b"GIF89a", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF\xff\0\0\0WEBPVP8X"]),
     st.binary(max_size=200),
 )
 def test_random_bytes(head: bytes, body: bytes) -> None:

@@ -33,13 +33,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: 
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = b"".join(chunk(name, data) for name, data in chunks)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + body
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def quadrants(width: int = 24, height: int = 16) -> Image.Image:
@@ -104,9 +98,7 @@ def test_data_urls() -> None:
     assert "limit" in sentence(f"data:;base64,{body}", max_bytes=10)
 
 
-@pytest.mark.parametrize(
-    "address", ["http://a.example/x.png", "https://a.example/x.png", "file:///etc/passwd"]
-)
+@pytest.mark.parametrize("address", ["http://a.example/x.png", "https://a.example/x.png", "file:///etc/passwd"])
 def test_addresses_are_refused(address: str) -> None:
     assert "nothing is downloaded" in sentence(address)
 
@@ -201,9 +193,7 @@ def test_long_files_are_refused_unread(tmp_path: Path) -> None:
 
 def test_zero_pixels() -> None:
     assert "no pixels (0 x 5)" in sentence(png(0, 5, 8, 0, b"\0"))
-    assert "no pixels" in sentence(
-        b"BM" + b"\0" * 8 + struct.pack("<IIiiHHIIIIII", 54, 40, 0, 9, 1, 24, *[0] * 6)
-    )
+    assert "no pixels" in sentence(b"BM" + b"\0" * 8 + struct.pack("<IIiiHHIIIIII", 54, 40, 0, 9, 1, 24, *[0] * 6))
 
 
 # ---- conversions

@@ -51,9 +51,7 @@ def test_bad_items_are_refused() -> None:
 
 
 @given(prefix=st.integers(1, 5), items=ITEMS, room=st.integers(5, 40))
-def test_packing_keeps_every_question_whole(
-    prefix: int, items: list[tuple[list[int], list[int], None]], room: int
-) -> None:
+def test_packing_keeps_every_question_whole(prefix: int, items: list[tuple[list[int], list[int], None]], room: int) -> None:
     packed = pack([1] * prefix, items, room, eos_id=2)
     assert len(packed) <= room and packed.questions + packed.left_out == len(items)
     singles = unpack(packed)
@@ -63,9 +61,7 @@ def test_packing_keeps_every_question_whole(
     assert all(any(f == w for w in iterator) for f in found)
     for single in singles:
         assert single.position_ids.tolist() == list(range(len(single)))
-    assert sum(float(s.loss_weights.sum()) for s in singles) == pytest.approx(
-        float(packed.loss_weights.sum()), rel=1e-5
-    )
+    assert sum(float(s.loss_weights.sum()) for s in singles) == pytest.approx(float(packed.loss_weights.sum()), rel=1e-5)
 
 
 def test_collate_pads_to_a_multiple_of_eight() -> None:

@@ -114,9 +114,7 @@ def test_images_lie_in_the_folder_that_is_named(tmp_path: Path) -> None:
         read(path, tmp_path / "none")
 
 
-def test_relative_paths_keep_working_after_a_change_of_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_keep_working_after_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "jsonl")
     monkeypatch.chdir(tmp_path)
     reader = read("data.jsonl")
@@ -217,9 +215,7 @@ def test_bad_rows_are_skipped_counted_and_named(tmp_path: Path) -> None:
 
 def test_no_end_of_line_at_the_end_and_windows_ends(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_bytes(
-        b"\xef\xbb\xbf" + lines([row(i) for i in range(3)]).replace("\n", "\r\n").rstrip().encode()
-    )
+    path.write_bytes(b"\xef\xbb\xbf" + lines([row(i) for i in range(3)]).replace("\n", "\r\n").rstrip().encode())
     assert [answer(read(path), i) for i in range(3)] == ["answer 0", "answer 1", "answer 2"]
 
 
@@ -268,18 +264,14 @@ def test_a_truncated_array_loses_its_last_element_only(tmp_path: Path) -> None:
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=8,
 )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(values, min_size=1, max_size=8), st.booleans(), st.sampled_from([None, 2]))
-def test_any_json_value_is_found_at_its_place(
-    tmp_path: Path, rows: list[Any], ascii_only: bool, indent: int | None
-) -> None:
+def test_any_json_value_is_found_at_its_place(tmp_path: Path, rows: list[Any], ascii_only: bool, indent: int | None) -> None:
     path = tmp_path / "data"
     path.write_text(json.dumps(rows, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
     reader = read(path)
@@ -296,9 +288,7 @@ def test_any_json_value_is_found_at_its_place(
     st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=4),
     st.floats(0, 1),
 )
-def test_damaged_files_never_crash(
-    tmp_path: Path, kind: str, patches: list[tuple[float, bytes]], keep: float
-) -> None:
+def test_damaged_files_never_crash(tmp_path: Path, kind: str, patches: list[tuple[float, bytes]], keep: float) -> None:
     path = tmp_path / f"data.{kind}"
     data = bytearray(path.read_bytes() if path.exists() else write(tmp_path, kind).read_bytes())
     for place, patch in patches:

@@ -103,9 +103,7 @@ def test_markers_in_plain_strings_are_placeholders() -> None:
 
 
 def test_images_that_nothing_shows_go_to_the_front() -> None:
-    record = Record(
-        [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, ASSISTANT], ["a", "b"]
-    )
+    record = Record([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, ASSISTANT], ["a", "b"])
     assert validate(record) == []
     content = normalise(record).messages[1]["content"]
     assert content == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "q"}]
@@ -180,15 +178,11 @@ def test_llava_to_record_and_back_loses_nothing(row: dict[str, Any]) -> None:
 contents = st.lists(
     st.one_of(st.just({"type": "image"}), texts.filter(bool).map(lambda t: {"type": "text", "text": t})),
     max_size=5,
-).filter(
-    lambda parts: not any(a["type"] == b["type"] == "text" for a, b in itertools.pairwise(parts))
-)
+).filter(lambda parts: not any(a["type"] == b["type"] == "text" for a, b in itertools.pairwise(parts)))
 
 
 @given(
-    st.lists(
-        st.tuples(st.sampled_from(["user", "assistant", "system"]), st.one_of(texts, contents)), max_size=4
-    ),
+    st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.one_of(texts, contents)), max_size=4),
     st.lists(texts, max_size=3),
 )
 def test_record_to_llava_and_back_loses_nothing(messages: list[Any], images: list[str]) -> None:

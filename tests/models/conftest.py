@@ -77,9 +77,7 @@ def text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def config(
-    encoder: Callable[..., dict[str, Any]], text_config: dict[str, Any]
-) -> Callable[..., TesseraConfig]:
+def config(encoder: Callable[..., dict[str, Any]], text_config: dict[str, Any]) -> Callable[..., TesseraConfig]:
     """A configuration with two experts and pixel shuffle, any field or part changed."""
 
     def build(parts: Any = None, **changes: Any) -> TesseraConfig:
@@ -104,6 +102,4 @@ def model(config: Callable[..., TesseraConfig]) -> TesseraForConditionalGenerati
 
 @pytest.fixture
 def processor(tokenizer: PreTrainedTokenizerFast) -> TesseraProcessor:
-    return TesseraProcessor(
-        TesseraImageProcessor(size=32), tokenizer, tokens_per_image=4, max_images=3, max_length=64
-    )
+    return TesseraProcessor(TesseraImageProcessor(size=32), tokenizer, tokens_per_image=4, max_images=3, max_length=64)

@@ -73,10 +73,10 @@ print([type(x).__name__ for x in (
 assert AutoTokenizer.from_pretrained(vlm).image_token == '<image>'
 """
 ORDERS = {
-    "tessera first": "import tessera",
-    "auto first": "from transformers import AutoModel, AutoProcessor; import tessera",
+    "transformers first, tessera twice": (
+        "from transformers import AutoModel, AutoProcessor; import tessera, importlib; importlib.reload(tessera)"
+    ),
     "another model in between": "import tessera; from transformers import LlavaForConditionalGeneration",
-    "twice": "import tessera, importlib; importlib.reload(tessera); tessera._auto.install()",
 }
 
 
@@ -96,9 +96,7 @@ def test_auto_classes_load_our_folders(folders: Path, subprocess_env: dict[str, 
 
 FIRST_USE = {
     "processor": "from transformers import AutoProcessor as A; A.from_pretrained(sys.argv[1] + '/vlm')",
-    "image processor": (
-        "from transformers import AutoImageProcessor as A; A.from_pretrained(sys.argv[1] + '/expert')"
-    ),
+    "image processor": ("from transformers import AutoImageProcessor as A; A.from_pretrained(sys.argv[1] + '/expert')"),
 }
 
 

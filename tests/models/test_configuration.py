@@ -41,9 +41,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)
-def test_wrong_fields_are_refused(
-    config: Callable[..., TesseraConfig], changes: dict[str, Any], message: str
-) -> None:
+def test_wrong_fields_are_refused(config: Callable[..., TesseraConfig], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(**changes)
 
@@ -61,14 +59,21 @@ def test_defaults_are_written_out(config: Callable[..., TesseraConfig]) -> None:
     assert TesseraConfig().parts is not None
 
 
-def test_rope_settings_of_old_and_new_style_are_taken(
-    config: Callable[..., TesseraConfig], text_config: dict[str, Any]
-) -> None:
-    new = config(
-        text_config=text_config | {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
-    )
+def test_rope_settings_of_old_and_new_style_are_taken(config: Callable[..., TesseraConfig], text_config: dict[str, Any]) -> None:
+    new = config(text_config=text_config | {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}})
     old = config(text_config=text_config | {"rope_theta": 1000.0})
     assert new.text_config.rope_parameters == old.text_config.rope_parameters  # type: ignore[union-attr]
+
+
+def test_keys_of_another_version_of_transformers_are_left_alone(
+    config: Callable[..., TesseraConfig], text_config: dict[str, Any]
+) -> None:
+    saved = config().to_dict()
+    saved["text_config"]["of_the_future"] = 1
+    saved.pop("model_type")
+    with pytest.raises(UserError, match="of_the_future"):
+        TesseraConfig(**saved)
+    assert TesseraConfig(**saved | {"transformers_version": "5.99.0"}).parts == config().parts
 
 
 def test_the_vision_configuration_is_strict_and_has_no_head_by_default() -> None:

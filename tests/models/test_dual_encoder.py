@@ -47,9 +47,7 @@ def test_the_loss_is_the_mean_of_both_directions(dual: TesseraDualEncoder, token
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_text_means_the_same_however_it_is_padded(
-    dual: TesseraDualEncoder, tokenizer: Any, attention: str
-) -> None:
+def test_a_text_means_the_same_however_it_is_padded(dual: TesseraDualEncoder, tokenizer: Any, attention: str) -> None:
     dual.set_attn_implementation(attention)
     texts = ["a dog", "Is there a red cat?"]
     alone = torch.cat([dual.get_text_features(**tokenizer(t, return_tensors="pt")) for t in texts])

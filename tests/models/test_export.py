@@ -40,9 +40,7 @@ def build(
 ) -> tuple[TesseraForConditionalGeneration, TesseraProcessor]:
     torch.manual_seed(0)
     encoder = {"kind": "transformers_vision", "tower": {"model_type": kind, **TOWER}, "layer": layer}
-    settings = config(
-        {"encoders": [encoder], **PLAIN}, text_config=text | {"tie_word_embeddings": tied}, image_token_id=4
-    )
+    settings = config({"encoders": [encoder], **PLAIN}, text_config=text | {"tie_word_embeddings": tied}, image_token_id=4)
     model = TesseraForConditionalGeneration(settings).eval()
     for parameter in model.parameters():  # zero biases would hide a bias that is not copied
         parameter.data.add_(torch.randn_like(parameter) * 0.05)

@@ -43,9 +43,7 @@ def test_packed_loss_equals_unpacked_loss(
     torch.testing.assert_close(together.loss, total / weight, rtol=0, atol=1e-6)
 
 
-def test_packed_gradients_equal_unpacked_gradients(
-    model: TesseraForConditionalGeneration, processor: TesseraProcessor
-) -> None:
+def test_packed_gradients_equal_unpacked_gradients(model: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
     row, image = packed(processor), pixels(1)
     model(**collate([row], image)).loss_sum.backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -57,9 +55,7 @@ def test_packed_gradients_equal_unpacked_gradients(
             torch.testing.assert_close(together[name], parameter.grad, rtol=1e-4, atol=2e-5)
 
 
-def test_positions_are_derived_from_segments(
-    model: TesseraForConditionalGeneration, processor: TesseraProcessor
-) -> None:
+def test_positions_are_derived_from_segments(model: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
     batch = collate([packed(processor)], pixels(1))
     given = model(**batch).loss_sum
     del batch["position_ids"]
@@ -73,9 +69,7 @@ def test_loss_is_the_weighted_mean_of_the_next_tokens_cross_entropy(
     out = model(**batch)
     labels, weights = batch.pop("labels"), batch.pop("loss_weights")
     logits = model(**batch).logits
-    each = torch.nn.functional.cross_entropy(
-        logits[0, :-1], labels[0, 1:], reduction="none", ignore_index=-100
-    )
+    each = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="none", ignore_index=-100)
     expected = (each * weights[0, 1:]).sum() / weights[0, 1:].sum()
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-6)
     assert out.logits is None
@@ -124,9 +118,7 @@ def test_left_padded_batch_equals_singles(
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-5)
         first += count
     generated = model.generate(**batch, pixel_values=images, max_new_tokens=6, do_sample=False)
-    lone = model.generate(
-        **prompts(processor, rows[1:2]), pixel_values=images[1:], max_new_tokens=6, do_sample=False
-    )
+    lone = model.generate(**prompts(processor, rows[1:2]), pixel_values=images[1:], max_new_tokens=6, do_sample=False)
     new = generated[1, batch["input_ids"].shape[1] :]
     assert new[: lone.shape[1]].tolist()[:6] == lone[0, -len(new) :].tolist()[:6]
 
@@ -140,14 +132,10 @@ def test_cached_equals_uncached(model: TesseraForConditionalGeneration, processo
     rest = model(ids[:, -3:], past_key_values=first.past_key_values, attention_mask=inputs["attention_mask"])
     torch.testing.assert_close(rest.logits, whole[:, -3:], rtol=0, atol=1e-5)
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pixel_values": images}
-    assert torch.equal(
-        model.generate(**inputs, **options), model.generate(**inputs, **options, use_cache=False)
-    )
+    assert torch.equal(model.generate(**inputs, **options), model.generate(**inputs, **options, use_cache=False))
 
 
-def test_packed_rows_continue_from_a_cache(
-    model: TesseraForConditionalGeneration, processor: TesseraProcessor
-) -> None:
+def test_packed_rows_continue_from_a_cache(model: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
     batch = collate([packed(processor)], pixels(1), length=len(packed(processor)))
     labels = batch.pop("labels")
     batch.pop("loss_weights")
@@ -161,9 +149,7 @@ def test_packed_rows_continue_from_a_cache(
     assert labels.shape == ids.shape
 
 
-def test_images_may_be_given_at_every_stage(
-    model: TesseraForConditionalGeneration, processor: TesseraProcessor
-) -> None:
+def test_images_may_be_given_at_every_stage(model: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
     inputs = prompts(processor, [("Is there a dog?", 2)])
     images = pixels(2)
     expected = model(**inputs, pixel_values=images).logits
@@ -197,9 +183,7 @@ def test_generation_never_writes_a_placeholder(model: TesseraForConditionalGener
     assert model.config.image_token_id not in out[0].tolist()
 
 
-def test_gradient_reaches_every_socket(
-    model: TesseraForConditionalGeneration, processor: TesseraProcessor
-) -> None:
+def test_gradient_reaches_every_socket(model: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
     model.train()
     model(**collate([packed(processor)], pixels(1))).loss.backward()
     sockets = model.sockets()
@@ -216,17 +200,13 @@ def test_gradient_reaches_every_socket(
 def test_encoders_of_other_sizes_get_resized_images(
     config: Callable[..., TesseraConfig], encoder: Callable[..., dict[str, Any]]
 ) -> None:
-    model = TesseraForConditionalGeneration(
-        config({"encoders": [encoder(), encoder(image_size=16, patch_size=4)]})
-    )
+    model = TesseraForConditionalGeneration(config({"encoders": [encoder(), encoder(image_size=16, patch_size=4)]}))
     assert model.image_size == 32
     assert model.get_image_features(pixels(1)).shape == (1, 4, 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_save_and_load_are_bit_equal(
-    model: TesseraForConditionalGeneration, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_save_and_load_are_bit_equal(model: TesseraForConditionalGeneration, tmp_path: Path, dtype: torch.dtype) -> None:
     model.to(dtype).save_pretrained(tmp_path)
     loaded = TesseraForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     before, after = model.state_dict(), loaded.state_dict()
@@ -239,9 +219,7 @@ def test_save_and_load_are_bit_equal(
     assert torch.equal(loaded.eval()(inputs, pixels(1)).logits, model(inputs, pixels(1)).logits)
 
 
-def test_untied_heads_are_saved_apart(
-    config: Callable[..., TesseraConfig], text_config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_untied_heads_are_saved_apart(config: Callable[..., TesseraConfig], text_config: dict[str, Any], tmp_path: Path) -> None:
     model = TesseraForConditionalGeneration(config(text_config=text_config | {"tie_word_embeddings": False}))
     assert not model.all_tied_weights_keys
     model.save_pretrained(tmp_path)
@@ -259,9 +237,7 @@ def test_attention_implementations_agree(model: TesseraForConditionalGeneration)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "granite", "cohere"])
-def test_other_language_models_work_with_their_own_heads(
-    config: Callable[..., TesseraConfig], tokenizer: Any, kind: str
-) -> None:
+def test_other_language_models_work_with_their_own_heads(config: Callable[..., TesseraConfig], tokenizer: Any, kind: str) -> None:
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "gpt2":
         sizes |= {"n_embd": 32, "n_layer": 1, "n_head": 2}

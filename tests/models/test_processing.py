@@ -81,6 +81,11 @@ def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
         TesseraImageProcessor(size=8)(image)
 
 
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="'resampl'. Did you mean 'resample'"):
+        TesseraImageProcessor(resampl=3)
+
+
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": "big"}, {"fit": "crop"}, {"image_std": (1, 0, 1)}])
 def test_senseless_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
@@ -109,9 +114,7 @@ def test_the_trainers_ids_are_the_chats_ids(processor: TesseraProcessor) -> None
     assert list(whole[0]) == pieces
 
 
-def test_a_pillow_image_and_a_prompt(
-    processor: TesseraProcessor, model: TesseraForConditionalGeneration
-) -> None:
+def test_a_pillow_image_and_a_prompt(processor: TesseraProcessor, model: TesseraForConditionalGeneration) -> None:
     out = processor(images=picture(), text=processor.prompt("Is there a dog?"), return_tensors="pt")
     assert model.generate(**out, max_new_tokens=3, do_sample=False).shape[0] == 1
 
@@ -151,9 +154,7 @@ WRONG_CALLS: list[tuple[int, str, str]] = [
 
 
 @pytest.mark.parametrize(("images", "text", "message"), WRONG_CALLS)
-def test_images_and_placeholders_must_agree(
-    processor: TesseraProcessor, images: int, text: str, message: str
-) -> None:
+def test_images_and_placeholders_must_agree(processor: TesseraProcessor, images: int, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         processor(images=[picture()] * images or None, text=text)
 

@@ -59,9 +59,7 @@ def header(path: Path) -> tuple[set[str], set[str]]:
     return set(table), {entry["dtype"] for entry in table.values()}
 
 
-def test_an_expert_comes_with_its_image_processor(
-    encoder: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_an_expert_comes_with_its_image_processor(encoder: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     model = TesseraVisionModel(TesseraVisionConfig(encoder=encoder(), num_labels=3))
     save(model, TesseraImageProcessor(size=32), tmp_path / "expert")
     loaded, images = load(tmp_path / "expert")
@@ -94,13 +92,11 @@ def test_a_stock_checkpoint_loads(tmp_path: Path, tokenizer: Any, processor: Tes
         num_hidden_layers=1,
         intermediate_size=32,
     )
-    LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
-    ).save_pretrained(tmp_path)
-    images = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
-    LlavaProcessor(images, tokenizer, patch_size=8, vision_feature_select_strategy="default").save_pretrained(
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)).save_pretrained(
         tmp_path
     )
+    images = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    LlavaProcessor(images, tokenizer, patch_size=8, vision_feature_select_strategy="default").save_pretrained(tmp_path)
     model, loaded = load(tmp_path)
     assert type(model).__name__ == "LlavaForConditionalGeneration"
     assert type(loaded).__name__ == "LlavaProcessor"
@@ -200,9 +196,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(tmp_path) == (str(tmp_path), True)
 
 
-def test_references_are_looked_up_in_the_package(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_references_are_looked_up_in_the_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(REFERENCES) == {"nano", "nano-clip", "object-expert", "reading-expert"}
     monkeypatch.setattr(reference, "reference_folder", lambda name: tmp_path / "weights" / name)
     with pytest.raises(UserError, match="'nano' is not part of this installation"):

@@ -17,9 +17,7 @@ from tessera.models.vision import TesseraVisionModel
 @pytest.fixture
 def expert(encoder: Callable[..., dict[str, Any]]) -> TesseraVisionModel:
     torch.manual_seed(0)
-    return TesseraVisionModel(
-        TesseraVisionConfig(encoder=encoder(), id2label={0: "dog", 1: "cat", 2: "sign"})
-    )
+    return TesseraVisionModel(TesseraVisionConfig(encoder=encoder(), id2label={0: "dog", 1: "cat", 2: "sign"}))
 
 
 def test_dense_labels(expert: TesseraVisionModel) -> None:
@@ -35,12 +33,8 @@ def test_dense_labels(expert: TesseraVisionModel) -> None:
     weighted = expert(pixels, labels, weights).loss
     each = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten(), reduction="none")
     keep = labels.flatten() != -100
-    torch.testing.assert_close(
-        weighted, (each * weights.flatten())[keep].sum() / weights.flatten()[keep].sum()
-    )
-    torch.testing.assert_close(
-        weighted, expert(pixels, labels, weights).loss_sum / weights.flatten()[keep].sum()
-    )
+    torch.testing.assert_close(weighted, (each * weights.flatten())[keep].sum() / weights.flatten()[keep].sum())
+    torch.testing.assert_close(weighted, expert(pixels, labels, weights).loss_sum / weights.flatten()[keep].sum())
 
 
 def test_without_head(encoder: Callable[..., dict[str, Any]]) -> None:
@@ -55,10 +49,7 @@ def test_without_head(encoder: Callable[..., dict[str, Any]]) -> None:
 def test_save_and_load_are_bit_equal(expert: TesseraVisionModel, tmp_path: Path) -> None:
     expert.save_pretrained(tmp_path)
     loaded = TesseraVisionModel.from_pretrained(tmp_path)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(expert.state_dict().values(), loaded.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(expert.state_dict().values(), loaded.state_dict().values(), strict=True))
     assert loaded.config.id2label == {0: "dog", 1: "cat", 2: "sign"}
 
 
@@ -73,9 +64,7 @@ def test_a_missing_tensor_is_drawn_by_the_parts_own_rule(expert: TesseraVisionMo
 
 
 def test_initialisation_is_drawn_once_and_is_not_degenerate(encoder: Callable[..., dict[str, Any]]) -> None:
-    model = TesseraVisionModel(
-        TesseraVisionConfig(encoder=encoder(width=96, heads=3, depth=2), num_labels=10)
-    )
+    model = TesseraVisionModel(TesseraVisionConfig(encoder=encoder(width=96, heads=3, depth=2), num_labels=10))
     block = model.encoder.blocks[1]
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert block.mlp.down.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.1)

@@ -45,9 +45,7 @@ print(trainer.run())
 """
 
 
-def launch(
-    out: Path, config: Any, root: Path, environment: dict[str, str], *extra: str
-) -> subprocess.CompletedProcess[str]:
+def launch(out: Path, config: Any, root: Path, environment: dict[str, str], *extra: str) -> subprocess.CompletedProcess[str]:
     """The same run in two processes, started by torchrun; `extra` are words that the script knows."""
     from tessera.config import to_dict
 
@@ -80,9 +78,7 @@ def test_two_processes_equal_one(tmp_path: Path, root: Path, subprocess_env: dic
         Stage(name="align", steps=3, train={"connector": 1.0}),
         Stage(name="instruct", steps=4, train={"*": 1.0, "encoders.*": 0.0}),
     ]
-    config = settings(
-        stages=stages, batch_size=8, accumulation=2, optim=OptimConfig(lr=1e-2, clip=0.5), save_every=5
-    )
+    config = settings(stages=stages, batch_size=8, accumulation=2, optim=OptimConfig(lr=1e-2, clip=0.5), save_every=5)
     done = launch(tmp_path / "two", config, root, subprocess_env)
     assert done.returncode == 0, done.stderr[-3000:]
     train(tmp_path / "one", config, ToyVLM(dropout=0.0))
@@ -109,9 +105,7 @@ def test_two_shards_equal_one(tmp_path: Path, root: Path, subprocess_env: dict[s
             torch.testing.assert_close(one[name], two[name], atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(
-    tmp_path: Path, root: Path, subprocess_env: dict[str, str]
-) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, root: Path, subprocess_env: dict[str, str]) -> None:
     config = settings(8, batch_size=8, save_every=0, prefetch=1)
     stopped = launch(tmp_path / "two", config, root, subprocess_env, "interrupt")
     assert stopped.returncode == 0 and stopped.stdout.count("stopped=True") == 2, stopped.stderr[-3000:]

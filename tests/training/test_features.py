@@ -50,9 +50,7 @@ def build() -> TesseraForConditionalGeneration:
 
 def rows(indices: Sequence[int]) -> dict[str, Any]:
     """Two questions about an image; the first answer is whether its first pixel is bright."""
-    pixels = np.stack([np.random.default_rng(i).uniform(-1, 1, (3, 16, 16)) for i in indices]).astype(
-        np.float32
-    )
+    pixels = np.stack([np.random.default_rng(i).uniform(-1, 1, (3, 16, 16)) for i in indices]).astype(np.float32)
     packs = []
     for index, image in zip(indices, pixels, strict=True):
         items = [([5, 6], [7 + int(image[0, 0, 0] > 0)], None), ([5, 9], [10 + index % 3, 13], None)]
@@ -123,9 +121,7 @@ def test_the_store_keeps_to_its_limit(tmp_path: Path) -> None:
 
     pixels = torch.randn(4, 3, 2, 2)
     store = FeatureStore(tmp_path, limit=2 * 3 * 4 * 4 + 1)
-    torch.testing.assert_close(
-        store.get(["a", "b", "a"], pixels[[0, 1, 0]], encode), encode(pixels[[0, 1, 0]])
-    )
+    torch.testing.assert_close(store.get(["a", "b", "a"], pixels[[0, 1, 0]], encode), encode(pixels[[0, 1, 0]]))
     store.get(["c", "d"], pixels[2:], encode)
     torch.testing.assert_close(store.get(["c", "b"], pixels[[2, 1]], encode), encode(pixels[[2, 1]]))
     assert calls == [2, 3, 2, 1, 2] and len(store) == 2 and store.closed

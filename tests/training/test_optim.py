@@ -86,9 +86,7 @@ def test_stacked_matrices_are_orthogonalized_one_by_one() -> None:
     before, stacked.grad = stacked.detach().clone(), torch.randn(3, 4, 6)
     optimizer.step()
     for i in range(3):
-        torch.testing.assert_close(
-            before[i] - stacked[i], naive_orthogonalize(stacked.grad[i]).float(), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(before[i] - stacked[i], naive_orthogonalize(stacked.grad[i]).float(), atol=1e-4, rtol=1e-4)
 
 
 def test_adamw_kind_uses_no_muon() -> None:

@@ -55,9 +55,7 @@ def test_bad_settings_are_refused(changes: dict[str, Any], sentence: str) -> Non
 
 
 def test_configuration_survives_json() -> None:
-    config = TrainConfig(
-        stages=[Stage(optim=OptimConfig(lr=1.0)), Stage(name="b", schedule=Schedule(kind="wsd"))]
-    )
+    config = TrainConfig(stages=[Stage(optim=OptimConfig(lr=1.0)), Stage(name="b", schedule=Schedule(kind="wsd"))])
     assert build(TrainConfig, to_dict(config)) == config
 
 

@@ -47,11 +47,25 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
     assert torch.equal(model.connector.weight, again.connector.weight)
 
 
+def test_a_model_built_in_bfloat16_continues_bit_equal(tmp_path: Path) -> None:
+    """Its weights are float32 once they train; those of the checkpoint must not be rounded again."""
+    config = settings(precision="bf16", save_every=3)
+    train(tmp_path / "whole", config, ToyVLM().bfloat16())
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", config, ToyVLM().bfloat16(), on_event=kill_after(4))
+    train(tmp_path / "killed", config, ToyVLM().bfloat16())
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
 def test_without_resume_it_starts_again(tmp_path: Path) -> None:
     train(tmp_path, settings(3))
     first = losses(tmp_path)
     Trainer(ToyVLM(), data(settings(3)), settings(3), tmp_path).run(resume=False)
     assert losses(tmp_path) == first
+    trainer = Trainer(ToyVLM(), data(settings(3)), settings(3), tmp_path, on_event=kill_after(1))
+    with pytest.raises(Killed):
+        trainer.run(resume=False)
+    assert not (tmp_path / "checkpoint").exists() and len(losses(tmp_path)) == 1
 
 
 def test_evaluations_that_a_kill_prevented_are_made_up_for(tmp_path: Path) -> None:

@@ -174,9 +174,7 @@ def test_evaluations_see_eval_mode_and_do_not_disturb_training(tmp_path: Path) -
     assert found[0] == {"step": 2, "evaluation": {"accuracy": 0.5}}
 
 
-def test_compilation_that_fails_falls_back_with_a_notice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compilation_that_fails_falls_back_with_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "eager", settings(3))
 
     def broken(module: nn.Module) -> Any:

@@ -29,9 +29,7 @@ class ToyVLM(nn.Module):
         self.encoder = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.Flatten(2))
         self.connector = nn.Linear(width, width)
         self.embedding = nn.Embedding(WORDS, width)
-        self.blocks = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
-        )
+        self.blocks = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
         self.norm = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, WORDS, bias=False)
         self.lm_head.weight = self.embedding.weight

@@ -1,22 +1,23 @@
 """A checker of questions that shares no code with their generators.
 
-For every "op" of a query `checker_ops` works out, by brute force over the scene records, every answer that somebody with a ruler of
-limited accuracy could defend. A question is sound if its answer is the only such one, what it offers as wrong is wrong, its
-evidence shows what the answer rests on, and its text says what its query means.
+For every "op" of a query `OPS` holds a function that works out, by brute force over the scene records, every answer that
+somebody with a ruler of limited accuracy could defend. A question is sound if its answer is the only such one, what it offers as
+wrong is wrong, its evidence shows what the answer rests on, and its text says what its query means.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tessera.world.concepts import concepts
-from tessera.world.scene import Question
-from tessera.world.text import SIGN_COLOURS
-from tests.world import checker_ops, checker_text_time
+from tests.world import checker_looks, checker_ops, checker_text_time
 from tests.world.checker_ops import Verdict
 from tests.world.measured import EPS, Facts, Shown, Unclear, cells_of, overlap
 
-OPS = {**checker_ops.OPS, **checker_text_time.OPS}
+from tessera.world.concepts import concepts
+from tessera.world.scene import Question
+from tessera.world.text import SIGN_COLOURS
+
+OPS = {**checker_ops.OPS, **checker_looks.OPS, **checker_text_time.OPS}
 SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
@@ -44,7 +45,11 @@ def _wrong_answers(question: Question, verdict: Verdict) -> list[str]:
         faults.append(f"distractors are missing or repeated: {question.distractors}")
     if dict(question.query)["op"] == "box":
         cells = cells_of(question.answer)
-        faults += [f"the distractor {d!r} overlaps the true box by half" for d in question.distractors if overlap(cells_of(d), cells) >= 0.5]
+        faults += [
+            f"the distractor {d!r} overlaps the true box by half"
+            for d in question.distractors
+            if overlap(cells_of(d), cells) >= 0.5
+        ]
     others = [c for c in question.choices if c != question.answer]
     faults += [f"the choice {c!r} is right too" for c in others if c in right]
     return faults

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tessera.world.backgrounds import COLOURS, TINTS
-from tessera.world.concepts import concepts
-from tessera.world.scene import STYLES, Question
 from tests.world.measured import EPS, HALF, Facts, Seen, Shown, Unclear, cells_of, overlap, touched
 
-RELATION, REGION, THIRDS, RATIO, APART = 0.10, 0.04, 0.03, 1.20, 0.10
+from tessera.world.concepts import concepts
+from tessera.world.scene import Question
+
+RELATION, REGION, THIRDS = 0.10, 0.04, 0.03
 NINTHS = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
 AXES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
-MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 Query = dict[str, Any]
 
@@ -137,11 +135,7 @@ def beside(facts: Facts, query: Query) -> tuple[Seen, list[Seen], list[Seen]]:
     """The thing named, those surely beside it in the direction, and those of which one could doubt it."""
     reference = facts.one(query["concept"])
     axis, sign = AXES[query["direction"]]
-    gaps = [
-        (sign * ((s.x, s.y)[axis] - (reference.x, reference.y)[axis]), s)
-        for s in things(facts)
-        if s is not reference
-    ]
+    gaps = [(sign * ((s.x, s.y)[axis] - (reference.x, reference.y)[axis]), s) for s in things(facts) if s is not reference]
     return (
         reference,
         [s for gap, s in gaps if gap >= RELATION - EPS],
@@ -218,8 +212,7 @@ def at_box(facts: Facts, query: Query, question: Question) -> Verdict:
     inside = [
         s
         for s in things(facts)
-        if (x0 - EPS <= s.x <= x1 + EPS and y0 - EPS <= s.y <= y1 + EPS)
-        or overlap(touched(s.box), cells) > 0.35
+        if (x0 - EPS <= s.x <= x1 + EPS and y0 - EPS <= s.y <= y1 + EPS) or overlap(touched(s.box), cells) > 0.35
     ]
     return named(inside)
 
@@ -230,102 +223,3 @@ def box(facts: Facts, query: Query, question: Question) -> Verdict:
     if overlap(cells_of(question.answer), touched(thing.box)) < 1:
         raise Unclear(f"the box is {touched(thing.box)}, not {question.answer}")
     return Verdict({question.answer}, needed=(thing.shown,))
-
-
-# What is near, large, odd
-
-
-def nearest(facts: Facts, reference: Seen, farthest: bool = False) -> list[Seen]:
-    """The things that could be called nearest to (farthest from) another one, by the centres of the boxes in pixels."""
-    scene = facts.sample.frames[0]
-    spans = [
-        (math.hypot((s.x - reference.x) * scene.width, (s.y - reference.y) * scene.height), s)
-        for s in things(facts)
-        if s is not reference
-    ]
-    if len(spans) < 2:
-        raise Unclear("fewer than two things to choose from")
-    best = max(d for d, _ in spans) if farthest else min(d for d, _ in spans)
-    ratio = RATIO - EPS
-    return [s for d, s in spans if (d > best / ratio if farthest else d < best * ratio)]
-
-
-@op("nearest", "farthest")
-def distance(facts: Facts, query: Query, question: Question) -> Verdict:
-    reference = facts.one(query["concept"])
-    return named(nearest(facts, reference, query["op"] == "farthest"), reference)
-
-
-@op("tint_nearest")
-def tint_nearest(facts: Facts, query: Query, question: Question) -> Verdict:
-    reference = facts.one(query["concept"])
-    found = nearest(facts, reference)
-    if any(s.record.tint not in TINTS or s.visible < HALF - 0.03 for s in found):
-        raise Unclear("the nearest thing has no colour of its own, or can hardly be seen")
-    return Verdict({s.record.tint for s in found}, needed=tuple(s.shown for s in (*found, reference)))
-
-
-def extreme(found: list[Seen], largest: bool) -> list[Seen]:
-    """The things that could be called the largest (smallest) of these, by the root of the box's area."""
-    ratio = RATIO - EPS
-    best = max(s.side for s in found) if largest else min(s.side for s in found)
-    return [s for s in found if (s.side > best / ratio if largest else s.side < best * ratio)]
-
-
-@op("larger", "smaller")
-def compare(facts: Facts, query: Query, question: Question) -> Verdict:
-    things(facts)
-    pair = [facts.one(query["a"]), facts.one(query["b"])]
-    found = extreme(pair, query["op"] == "larger")
-    return named(found, *pair)
-
-
-@op("largest", "smallest")
-def of_all(facts: Facts, query: Query, question: Question) -> Verdict:
-    if len(things(facts)) < 2:
-        raise Unclear("nothing to compare with")
-    return named(extreme(things(facts), query["op"] == "largest"))
-
-
-@op("category_largest")
-def category_largest(facts: Facts, query: Query, question: Question) -> Verdict:
-    found = extreme(things(facts), True)
-    return Verdict({s.category for s in found}, needed=tuple(s.shown for s in found))
-
-
-@op("odd")
-def odd(facts: Facts, query: Query, question: Question) -> Verdict:
-    seen = clear(things(facts))
-    if len(seen) < 3:
-        raise Unclear("none of two is odd")
-    strange = [
-        s
-        for s in seen
-        if len({o.category for o in seen if o is not s}) == 1
-        and all(o.category != s.category for o in seen if o is not s)
-    ]
-    return named(strange, *seen)
-
-
-# How it looks
-
-
-@op("tint", "style")
-def look(facts: Facts, query: Query, question: Question) -> Verdict:
-    things(facts)
-    thing = facts.one(query["concept"])
-    said = thing.record.tint if query["op"] == "tint" else STYLES[thing.record.style]
-    if said is None:
-        raise Unclear(f"{thing.name} has no colour of its own")
-    return Verdict({said}, needed=(thing.shown,))
-
-
-@op("background")
-def background(facts: Facts, query: Query, question: Question) -> Verdict:
-    things(facts)
-    colour = facts.sample.frames[0].background.colour
-    if colour not in COLOURS:
-        raise Unclear(f"{colour!r} is no colour")
-    return Verdict({colour}, needed=((0, (0.0, 0.0, 1.0, 1.0)),))
-
-

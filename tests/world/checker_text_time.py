@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from tessera.world.scene import Panel, Question, Thing
-from tests.world.checker_ops import APART, MOVES, Op, Query, Verdict, named, registrar
+from tests.world.checker_ops import Op, Query, Verdict, named, registrar
 from tests.world.measured import EPS, Facts, Seen, Unclear
 
-STRAIGHT = 1.2
+from tessera.world.scene import Panel, Question, Thing
+
+APART, STRAIGHT = 0.10, 1.2
+MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 DRAWN = ("bar", "line", "pie")
 
 OPS: dict[str, Op] = {}

@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from tessera.world.concepts import concepts
 from tessera.world.dataset import Sample
+from tessera.world.render import masks
 from tessera.world.scene import Box
 
 EPS = 1e-6
 HALF = 0.5
-PIXELS = 3.0  # how far a drawn outline may end from the box that the truth states: thin tips fade when they are drawn small
+PIXELS, LARGER = 3.0, 4  # how far a drawn outline may end from the box that the truth states
 
 Shown = tuple[int, Box]
 
@@ -45,21 +48,21 @@ class Seen:
 class Facts:
     """A sample as measured: `frames[f]` are its things; `faults` what its truth and its drawing disagree about."""
 
-    def __init__(self, sample: Sample, masks: bool = True) -> None:
+    def __init__(self, sample: Sample) -> None:
         self.sample = sample
         self.faults: list[str] = []
-        self.frames = [self._frame(i, masks) for i in range(len(sample.frames))]
+        self.frames = [self._frame(i) for i in range(len(sample.frames))]
 
-    def _frame(self, index: int, masks: bool) -> list[Seen]:
+    def _frame(self, index: int) -> list[Seen]:
         scene = self.sample.frames[index]
-        full, visible = self.sample.masks(index) if masks and scene.things else (None, None)
+        full, visible = self.sample.masks(index) if scene.things else (None, None)
         found = []
         for i, (record, truth) in enumerate(zip(scene.things, self.sample.truth(index), strict=True)):
             concept = concepts()[record.concept]
             share = truth.visible
             if full is not None and visible is not None:
                 share = float(visible[i].sum() / max(1, full[i].sum()))
-                self._compare(index, truth, full[i], share)
+                self._compare(index, i, full[i], share)
             x0, y0, x1, y1 = truth.box
             found.append(
                 Seen(
@@ -77,15 +80,17 @@ class Facts:
             )
         return found
 
-    def _compare(self, frame: int, truth: Any, outline: Any, share: float) -> None:
-        height, width = outline.shape
-        rows, columns = outline.any(1).nonzero()[0], outline.any(0).nonzero()[0]
-        drawn = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
-        off = [abs(a - b) * n for a, b, n in zip(drawn, truth.box, (width, height) * 2, strict=True)]
-        if max(off) > PIXELS:
-            self.faults.append(f"the box of {truth.name} in frame {frame} is {max(off):.1f} pixels off its outline")
+    def _compare(self, index: int, place: int, outline: np.ndarray, share: float) -> None:
+        truth = self.sample.truth(index)[place]
+        if _off(outline, truth.box) > PIXELS:
+            # Thin lines fade where things are small: drawn larger, the outline must end where the truth says.
+            scene = self.sample.frames[index]
+            large = replace(scene, width=LARGER * scene.width, height=LARGER * scene.height)
+            off = _off(masks(large)[0][place], truth.box)
+            if off > LARGER * PIXELS:
+                self.faults.append(f"the box of {truth.name} in frame {index} is {off / LARGER:.1f} pixels off its outline")
         if abs(share - truth.visible) > 0.06:
-            self.faults.append(f"{truth.name} in frame {frame}: {share:.2f} is visible, the truth says {truth.visible:.2f}")
+            self.faults.append(f"{truth.name} in frame {index}: {share:.2f} is visible, the truth says {truth.visible:.2f}")
 
     def one(self, concept: int, frame: int = 0) -> Seen:
         """The only thing that the concept's name can mean in a frame, well visible. Raises `Unclear` otherwise."""
@@ -102,6 +107,16 @@ class Facts:
 
 class Unclear(Exception):
     """The question cannot be understood in one way."""
+
+
+def _off(outline: np.ndarray, box: Box) -> float:
+    """By how many pixels, at most, an edge of an outline is off the box that is stated for it."""
+    height, width = outline.shape
+    rows, columns = outline.any(1).nonzero()[0], outline.any(0).nonzero()[0]
+    if not len(rows):
+        return math.inf
+    drawn = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+    return max(abs(a - b) * n for a, b, n in zip(drawn, box, (width, height) * 2, strict=True))
 
 
 # Boxes as text, measured anew

@@ -46,10 +46,7 @@ def test_a_shade_bears_its_colours_name(colour: str) -> None:
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_ink_is_readable(colour: str) -> None:
-    ink, fill = (
-        np.array(rgb) @ np.array([0.299, 0.587, 0.114])
-        for rgb in (contrast_ink(COLOURS[colour]), COLOURS[colour])
-    )
+    ink, fill = (np.array(rgb) @ np.array([0.299, 0.587, 0.114]) for rgb in (contrast_ink(COLOURS[colour]), COLOURS[colour]))
     assert abs(ink - fill) > 90
 
 
@@ -98,9 +95,7 @@ def test_a_gradient_runs_from_the_first_colour_to_the_second() -> None:
         assert reds == sorted(reds)
 
 
-@pytest.mark.parametrize(
-    ("kind", "low", "high"), [("stripes", 0.2, 0.3), ("dots", 0.15, 0.3), ("checks", 0.4, 0.6)]
-)
+@pytest.mark.parametrize(("kind", "low", "high"), [("stripes", 0.2, 0.3), ("dots", 0.15, 0.3), ("checks", 0.4, 0.6)])
 def test_textures_cover_what_they_should(kind: Texture, low: float, high: float) -> None:
     for seed in range(3):
         background = Background(kind=kind, colour="black", second=(255, 255, 255), seed=seed)

@@ -59,9 +59,7 @@ def thing(name: str, x: float, y: float, size: float = 0.2, *, key: int = 0, **m
 
 
 def scene(*things: Thing, kind: Any = "plain", **more: Any) -> Scene:
-    return Scene(
-        width=112, height=112, background=Background(kind=kind, colour="orange"), things=things, **more
-    )
+    return Scene(width=112, height=112, background=Background(kind=kind, colour="orange"), things=things, **more)
 
 
 def both(sample: FakeSample) -> list[dict[str, str]]:
@@ -113,10 +111,7 @@ def test_panel_data() -> None:
         title="SHOP",
     )
     caption = both(FakeSample((scene(panel=panel),), kind="chart"))[0]
-    assert (
-        "A receipt at the center shows TEA 3 and JAM 4. Its title is SHOP. The total is 7."
-        in caption["dense"]
-    )
+    assert "A receipt at the center shows TEA 3 and JAM 4. Its title is SHOP. The total is 7." in caption["dense"]
     assert "receipt with 2 values" in caption["short"]
     assert "Here is a receipt." in caption["child"]
 

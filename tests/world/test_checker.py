@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.world.checker import OPS, check
+from tests.world.measured import Facts
 
 from tessera.world import World, WorldConfig
 from tessera.world.dataset import Sample
 from tessera.world.questions import TYPES
 from tessera.world.scene import KINDS, Question
-from tests.world.checker import OPS, check
-from tests.world.measured import Facts
 
 EACH = 1000
 WORLDS = (
@@ -79,9 +79,9 @@ def example(op: str) -> tuple[Question, Sample]:
 
 
 OTHER = {
-    "exists": None, "count": "9", "total": "13", "beside": "nothing", "where": "nowhere", "nearest": "nothing", "largest": "nothing",
-    "tint": "grey", "at_region": "nothing", "count_beside": "12", "read": "????", "value": "1000", "changed": "nothing",
-    "moved": "away", "first": "nothing", "box": "00 00 01 01",
+    "exists": None, "count": "9", "total": "13", "beside": "nothing", "where": "nowhere", "nearest": "nothing",
+    "largest": "nothing", "tint": "grey", "at_region": "nothing", "count_beside": "12", "read": "????", "value": "1000",
+    "changed": "nothing", "moved": "away", "first": "nothing", "box": "00 00 01 01",
 }  # fmt: skip
 
 
@@ -124,7 +124,11 @@ def test_a_margin_that_is_too_small_is_noticed() -> None:
     question, sample = example("nearest")
     facts = Facts(sample)
     near = next(s for s in facts.frames[0] if s.name == question.answer)
-    rival = next(s for s in facts.frames[0] if s.name not in (question.answer, question.text) and s.record.concept != question.asked("concept"))
+    rival = next(
+        s
+        for s in facts.frames[0]
+        if s.name not in (question.answer, question.text) and s.record.concept != question.asked("concept")
+    )
     facts.frames[0][facts.frames[0].index(rival)] = replace(rival, x=near.x + 0.005, y=near.y)
     assert any("can be defended" in f for f in check(question, facts))
 

@@ -39,9 +39,7 @@ def test_the_names() -> None:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_stronger_corruption_changes_more(name: str) -> None:
     pictures = [picture(seed) for seed in range(8)]
-    means = [
-        np.mean([distance(p, corrupt(p, name, strength, 3)) for p in pictures]) for strength in STRENGTHS
-    ]
+    means = [np.mean([distance(p, corrupt(p, name, strength, 3)) for p in pictures]) for strength in STRENGTHS]
     assert means[0] > 0.5
     assert all(weak < strong for weak, strong in pairwise(means))
     assert means[-1] > 1.5 * means[0]
@@ -64,9 +62,7 @@ def test_no_stronger_corruption_is_nearer(name: str, seed: int, width: int, heig
     height=st.integers(1, 150),
     strength=st.integers(1, 5),
 )
-def test_corruptions_repeat_and_keep_size_and_original(
-    name: str, seed: int, width: int, height: int, strength: int
-) -> None:
+def test_corruptions_repeat_and_keep_size_and_original(name: str, seed: int, width: int, height: int, strength: int) -> None:
     image = picture(seed, width, height)
     before = image.tobytes()
     damaged = corrupt(image, name, strength, seed)
@@ -76,9 +72,7 @@ def test_corruptions_repeat_and_keep_size_and_original(
     assert damaged.tobytes() == corrupt(image, name, strength, seed).tobytes()
 
 
-@pytest.mark.parametrize(
-    "name", ["gaussian_noise", "shot_noise", "fog", "occlusion", "motion_blur", "rotate_hue"]
-)
+@pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "fog", "occlusion", "motion_blur", "rotate_hue"])
 def test_the_seed_picks_the_damage(name: str) -> None:
     image = picture(3)
     assert len({corrupt(image, name, 3, seed).tobytes() for seed in range(8)}) > 1
@@ -96,8 +90,7 @@ def test_noise_has_the_deviation_it_should_have() -> None:
         assert noise.std() == pytest.approx(deviation, rel=0.03)
         assert abs(noise.mean()) < 0.3
     dark, light = (
-        np.asarray(corrupt(Image.new("RGB", (200, 200), (v, v, v)), "shot_noise", 1, 1), dtype=float).std()
-        for v in (40, 160)
+        np.asarray(corrupt(Image.new("RGB", (200, 200), (v, v, v)), "shot_noise", 1, 1), dtype=float).std() for v in (40, 160)
     )
     assert light / dark == pytest.approx(2, rel=0.1)
 

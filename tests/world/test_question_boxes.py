@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from tessera.world.questions.boxes import box_cells, box_iou, box_text, cell_box, iou, parse_box
 
-cells = st.tuples(*[st.integers(0, 99)] * 4).map(
-    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
-)
+cells = st.tuples(*[st.integers(0, 99)] * 4).map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
 edges = st.floats(0, 1, allow_subnormal=False)
 
 

@@ -102,11 +102,7 @@ def ask(sample: FakeSample, *types: str, seeds: int = 60) -> list[Question]:
 
 def answers(sample: FakeSample, type: str, op: str, **query: Any) -> set[str]:
     """The answers given to one query."""
-    return {
-        q.answer
-        for q in ask(sample, type, seeds=200)
-        if dict(q.query) | query == dict(q.query) and q.asked("op") == op
-    }
+    return {q.answer for q in ask(sample, type, seeds=200) if dict(q.query) | query == dict(q.query) and q.asked("op") == op}
 
 
 ROW = one(
@@ -334,9 +330,7 @@ def test_order_of_clips() -> None:
         Change(kind="moves", key=3, direction="right"),
     )
     assert answers(move, "order", "moved", concept=ID["bus"]) == {"right"}
-    lies = clip(
-        [scene(dog, replace(bus, x=x)) for x in (0.2, 0.5, 0.8)], Change(kind="moves", key=3, direction="up")
-    )
+    lies = clip([scene(dog, replace(bus, x=x)) for x in (0.2, 0.5, 0.8)], Change(kind="moves", key=3, direction="up"))
     assert not ask(lies)
     swap = clip(
         [scene(dog, cat, bus), scene(replace(dog, x=0.8), replace(cat, x=0.2), bus)],
@@ -365,16 +359,10 @@ def test_order_of_clips() -> None:
             kind="clip",
             changes=(Change(kind="vanishes", key=1),),
         ),
-        FakeSample(
-            (scene(thing("dog", 0.5, 0.5, key=1)),) * 2, kind="clip", changes=(Change(kind="swaps", key=1),)
-        ),
+        FakeSample((scene(thing("dog", 0.5, 0.5, key=1)),) * 2, kind="clip", changes=(Change(kind="swaps", key=1),)),
         one(panel=Panel(kind="pie", labels=("TEA",), values=(100,), colours=("red",), box=(0, 0, 1, 1))),
         one(panel=Panel(kind="table", labels=(), values=(), colours=(), box=(0, 0, 1, 1))),
-        one(
-            panel=Panel(
-                kind="receipt", labels=("A", "A"), values=(0, 0), colours=("red", "red"), box=(0, 0, 1, 1)
-            )
-        ),
+        one(panel=Panel(kind="receipt", labels=("A", "A"), values=(0, 0), colours=("red", "red"), box=(0, 0, 1, 1))),
         one(signs=(Sign(text="7", box=(0.1, 0.1, 0.3, 0.2), palette=9),)),
     ],
 )

@@ -63,11 +63,7 @@ def oracle(sample: Sample, truth: tuple[Truth, ...], query: dict[str, Any]) -> s
         return found[0]
 
     def region(name: str) -> list[Truth]:
-        return [
-            t
-            for t in truth
-            if ("top" in name) == (t.centre[1] < 0.5) and ("left" in name) == (t.centre[0] < 0.5)
-        ]
+        return [t for t in truth if ("top" in name) == (t.centre[1] < 0.5) and ("left" in name) == (t.centre[0] < 0.5)]
 
     def far(concept: int) -> list[Truth]:
         x, y = of[concept].centre
@@ -88,9 +84,7 @@ def oracle(sample: Sample, truth: tuple[Truth, ...], query: dict[str, Any]) -> s
         case "total":
             return str(len(truth))
         case "more":
-            return concepts()[
-                max((query["a"], query["b"]), key=lambda c: sum(t.concept == c for t in truth))
-            ].name
+            return concepts()[max((query["a"], query["b"]), key=lambda c: sum(t.concept == c for t in truth))].name
         case "beside":
             return named(single(beside(query["concept"], query["direction"])).concept).name
         case "is_beside":
@@ -120,9 +114,7 @@ def oracle(sample: Sample, truth: tuple[Truth, ...], query: dict[str, Any]) -> s
         case "category_largest":
             return by_area[-1].category
         case "odd":
-            return single(
-                [t for t in truth if all(t.category != o.category for o in truth if o is not t)]
-            ).name
+            return single([t for t in truth if all(t.category != o.category for o in truth if o is not t)]).name
         case "box":
             return box_text(named(query["concept"]).box)
         case "at_box":

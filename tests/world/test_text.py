@@ -144,11 +144,7 @@ def test_cached_glyphs_draw_like_new_ones() -> None:
 
 
 def test_signs_differ_in_their_board_colour() -> None:
-    assert (
-        len({name for name, _, _ in SIGN_COLOURS})
-        == len({fill for _, fill, _ in SIGN_COLOURS})
-        == len(SIGN_COLOURS)
-    )
+    assert len({name for name, _, _ in SIGN_COLOURS}) == len({fill for _, fill, _ in SIGN_COLOURS}) == len(SIGN_COLOURS)
     for _, fill, ink in SIGN_COLOURS:
         assert abs(sum(fill) - sum(ink)) > 300  # readable
 

@@ -21,9 +21,9 @@ TARGET = 3.0
 
 @dataclass(slots=True, kw_only=True)
 class EvaluateSpeed:
-    """shared: the images of a batch are read once and all their questions answered together; alone: batches of as many
-    questions, each with its image for itself. Seconds are medians over all questions; the answers are equal on both sides
-    (anything else is an error). ratio: seconds alone over seconds shared; reached: whether its median is `TARGET` or more.
+    """shared: all images are read in one batch, and all questions about them answered together; alone: one question after the
+    other, each with its image. Seconds are medians for all questions; the answers are equal on both sides (anything else is
+    an error). ratio: seconds alone over seconds shared; reached: whether its median is `TARGET` or more.
     """
 
     subject: Subject
@@ -40,9 +40,7 @@ class EvaluateSpeed:
     reached: bool
 
 
-def measure(
-    model: str = "", images: int = 8, questions: int = 8, new_tokens: int = 4, rounds: int = 5
-) -> EvaluateSpeed:
+def measure(model: str = "", images: int = 8, questions: int = 8, new_tokens: int = 4, rounds: int = 5) -> EvaluateSpeed:
     """Both sides run on our own decoder and start from pixel values. Raises `TesseraError` if the answers differ."""
     from tessera.hosts.generate import Generator
 

@@ -70,10 +70,11 @@ def load(name: str, seed: int = 0) -> tuple[Any, Any, Subject]:
 
 
 def scenes(count: int, questions: int, size: int) -> list[tuple[list[Any], list[str]]]:
-    """Rows of (one image, `questions` questions about it) from the test split."""
+    """Rows of (one image of about `size` pixels a side, `questions` questions about it) from the test split."""
     from tessera.world import World
 
-    world = World(split="test", width=size, height=size)
+    side = min(2048, max(64, size))
+    world = World(split="test", width=side, height=side)
     rows: list[tuple[list[Any], list[str]]] = []
     index = 0
     while len(rows) < count:

@@ -24,7 +24,7 @@ _WARM = 200
 class WorldSpeed:
     """Rates of one core that draws every frame and asks every question, in images and questions per second.
 
-    images_alone: without questions; bytes_per_sample: by which the process grew over the measured samples, 0 when it did not.
+    images_alone: without questions; memory: the most bytes that this process held, drawn artwork that is kept included.
     training: images per second that training takes on all `cores`, if it was given; ratio: what `cores` such cores give for
     every image of it; enough: whether that is at least `ENOUGH`.
     """
@@ -35,7 +35,7 @@ class WorldSpeed:
     images: float
     questions: float
     images_alone: float
-    bytes_per_sample: float
+    memory: int | None
     cores: int
     training: float | None = None
     ratio: float | None = None
@@ -59,7 +59,6 @@ def measure(seconds: float = 5.0, size: int = 112, training: float | None = None
         sample.questions()
     drawing = asking = 0.0
     index, images, questions = _WARM, 0, 0
-    before = peak_memory() or 0
     while drawing + asking < seconds:
         begin = time.perf_counter()
         sample = world[index]
@@ -68,18 +67,17 @@ def measure(seconds: float = 5.0, size: int = 112, training: float | None = None
         questions += len(sample.questions())
         drawing, asking = drawing + middle - begin, asking + time.perf_counter() - middle
         index += 1
-    done = index - _WARM
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rate = images / (drawing + asking)
     ratio = None if training is None else rate * cores / training
     return WorldSpeed(
         size=size,
-        samples=done,
+        samples=index - _WARM,
         seconds=round(drawing + asking, 3),
         images=round(rate, 1),
         questions=round(questions / (drawing + asking), 1),
         images_alone=round(images / drawing, 1),
-        bytes_per_sample=round(((peak_memory() or 0) - before) / done, 1),
+        memory=peak_memory(),
         cores=cores,
         training=training,
         ratio=None if ratio is None else round(ratio, 2),
@@ -106,10 +104,9 @@ def _table(found: WorldSpeed) -> Table:
     table.add_row("images with all questions", f"{found.images:,.0f} per second and core ({found.size} pixels)")
     table.add_row("questions", f"{found.questions:,.0f} per second and core")
     table.add_row("images alone", f"{found.images_alone:,.0f} per second and core")
-    table.add_row("memory", f"{found.bytes_per_sample:,.0f} bytes more per sample")
+    if found.memory is not None:
+        table.add_row("memory", f"{found.memory / 2**20:,.0f} MiB at most")
     if found.ratio is not None:
         verdict = "enough" if found.enough else "too slow"
-        table.add_row(
-            "against training", f"{found.ratio:.1f} x on {found.cores} cores, {ENOUGH:g} x wanted: {verdict}"
-        )
+        table.add_row("against training", f"{found.ratio:.1f} x on {found.cores} cores, {ENOUGH:g} x wanted: {verdict}")
     return table

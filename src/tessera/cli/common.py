@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON value to stdout.", show_default=False)
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.", show_default=False)]
 
 
 @functools.cache
@@ -107,9 +105,7 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
     module = (error.name or "").partition(".")[0]
     for package, extra in _extras().items():
         if module and module in (package.replace("-", "_"), package.replace("-", "_").removesuffix("_torch")):
-            return UserError(
-                f"this needs the package {package!r}. Install it with: pip install 'tessera-vlm[{extra}]'"
-            )
+            return UserError(f"this needs the package {package!r}. Install it with: pip install 'tessera-vlm[{extra}]'")
     return None
 
 

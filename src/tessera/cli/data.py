@@ -30,16 +30,12 @@ def data() -> None:
 
 @app.command()
 def check(
-    path: Annotated[
-        Path, typer.Argument(help="JSON lines, LLaVA JSON, Parquet, or a folder with one of these.")
-    ],
+    path: Annotated[Path, typer.Argument(help="JSON lines, LLaVA JSON, Parquet, or a folder with one of these.")],
     images: Annotated[
         Path | None,
         typer.Option(help="The folder that paths of images start from; by default where PATH lies."),
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Rows with a longer text are errors (counted in words).", min=1)
-    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Rows with a longer text are errors (counted in words).", min=1)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every row, decode every image, and print what is wrong. Exit code 2 if there are errors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,7 +125,7 @@ def image_size(model: Any, processor: Any) -> int:
         found = getattr(vision, "image_size", None)
     if not isinstance(found, int):
         sizes = getattr(getattr(processor, "image_processor", processor), "size", None)
-        found = sizes.get("height") if hasattr(sizes, "get") else None
+        found = sizes.get("height") if isinstance(sizes, Mapping) else getattr(sizes, "height", None)
     return min(2048, max(64, found)) if isinstance(found, int) else _DEFAULT_SIZE
 
 

@@ -95,17 +95,13 @@ def load(name: str) -> Any:
     return typer.main.get_command(single)
 
 
-app = typer.Typer(
-    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.callback()
 def root(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", show_default=False)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:
     """Vision-language models from interchangeable, verified parts."""

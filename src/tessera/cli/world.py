@@ -73,8 +73,6 @@ def _render(found: dict[str, Any]) -> RenderableType:
         parts.append(Text(sample["captions"]["short"], style="italic"))
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for question in sample["questions"]:
-            table.add_row(
-                Text(question["type"], style="dim"), question["text"], Text(question["answer"], style="bold")
-            )
+            table.add_row(Text(question["type"], style="dim"), question["text"], Text(question["answer"], style="bold"))
         parts.append(Padding(table, (0, 0, 0, 2)))
     return Group(*parts)

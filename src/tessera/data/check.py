@@ -197,9 +197,7 @@ def _decode(source: Any) -> tuple[int, int] | Problem:
         return Problem("unreadable image", str(error))
 
 
-def _tally(
-    report: Report, sizes: Counter[str], result: tuple[int, int] | Problem, problems: list[Problem]
-) -> None:
+def _tally(report: Report, sizes: Counter[str], result: tuple[int, int] | Problem, problems: list[Problem]) -> None:
     report.images += 1
     if isinstance(result, Problem):
         problems.append(result)

@@ -86,9 +86,7 @@ def open_image(source: Source, *, max_pixels: int = MAX_PIXELS, max_bytes: int =
     return _guarded(name, image.format, lambda: _convert(image))
 
 
-def frames(
-    source: Source, n: int, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
-) -> list[Image.Image]:
+def frames(source: Source, n: int, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> list[Image.Image]:
     """At most `n` evenly spaced frames (first and last included when n >= 2) of an animated GIF, WebP or PNG.
 
     A still image gives one. All frames are upright RGB and of one size. Raises `UserError` as `open_image`
@@ -182,9 +180,7 @@ def _read(source: Any, max_bytes: int) -> tuple[str, bytes]:
         if text[:5].lower() == "data:":
             name, data = "the data: URL", _data_url(text, max_bytes)
         elif re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text) and isinstance(source, str):
-            raise UserError(
-                f"{_short(text)} is an address, and nothing is downloaded: save the image and give its path."
-            )
+            raise UserError(f"{_short(text)} is an address, and nothing is downloaded: save the image and give its path.")
         else:
             name, data = _short(text), _read_file(text, max_bytes)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -193,8 +189,7 @@ def _read(source: Any, max_bytes: int) -> tuple[str, bytes]:
         name, data = "the image stream", _read_stream(source, max_bytes)
     else:
         raise UserError(
-            "an image must be a path, a data: URL, bytes, a binary stream or a PIL image; "
-            f"got {type(source).__name__}."
+            f"an image must be a path, a data: URL, bytes, a binary stream or a PIL image; got {type(source).__name__}."
         )
     if not data:
         raise UserError(f"{name}: the file is empty (0 bytes); an image was expected.")

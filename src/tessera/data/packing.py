@@ -73,9 +73,7 @@ def pack(prefix_ids: Ids, items: Sequence[Item], max_length: int, *, eos_id: int
     for number, (question_ids, answer_ids, weight) in enumerate(items):
         asked, answered = len(question_ids), len(answer_ids) + (eos_id is not None)
         if not asked or not len(answer_ids):
-            raise UserError(
-                f"item {number} has an empty {'answer' if asked else 'question'}; both need a token at least."
-            )
+            raise UserError(f"item {number} has an empty {'answer' if asked else 'question'}; both need a token at least.")
         length = asked + answered
         if used + length > max_length:
             continue
@@ -138,9 +136,7 @@ def collate(
     longest = max(len(p) for p in packs)
     total = length if length is not None else -(-longest // MULTIPLE) * MULTIPLE
     if longest > total:
-        raise UserError(
-            f"a sequence has {longest} tokens, {longest - total} more than the {total} of the batch."
-        )
+        raise UserError(f"a sequence has {longest} tokens, {longest - total} more than the {total} of the batch.")
     shape = (len(packs), total)
     arrays: dict[str, NDArray[Any]] = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
@@ -154,7 +150,5 @@ def collate(
             array[row, : len(packed)] = getattr(packed, name)
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if pixel_values is not None:
-        batch["pixel_values"] = (
-            torch.from_numpy(pixel_values) if isinstance(pixel_values, np.ndarray) else pixel_values
-        )
+        batch["pixel_values"] = torch.from_numpy(pixel_values) if isinstance(pixel_values, np.ndarray) else pixel_values
     return batch

@@ -124,9 +124,7 @@ class Reader(ABC):
 
     def locate(self, image: Any) -> Any:
         """An image of a row, a path made absolute. Raises `UserError` if it leads out of the image folder."""
-        return (
-            inside(self.images, image) if isinstance(image, str) and image[:5].lower() != "data:" else image
-        )
+        return inside(self.images, image) if isinstance(image, str) and image[:5].lower() != "data:" else image
 
     def __reduce__(self) -> tuple[Any, ...]:
         return read, (self.path, self.images)
@@ -399,9 +397,7 @@ def _kind(file: Path) -> str:
         raise UserError(f"{file}: the data set is empty; there is not a single row in it.")
     what = {b"\xff\xfe": " UTF-16 text: save it as UTF-8.", b"PK": " A ZIP archive: unpack it."}
     hint = what.get(head[:2], "")
-    raise UserError(
-        f"{file} is neither JSON lines, nor a JSON array, nor Parquet (it begins with {head[:12]!r}).{hint}"
-    )
+    raise UserError(f"{file} is neither JSON lines, nor a JSON array, nor Parquet (it begins with {head[:12]!r}).{hint}")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -434,9 +430,7 @@ def _plain(file: Path) -> IO[bytes]:
             while part := packed.read(1 << 20):
                 size += len(part)
                 if size > limit:
-                    raise UserError(
-                        f"{file}: the gzip file unpacks to more than {_INFLATION} times its size."
-                    )
+                    raise UserError(f"{file}: the gzip file unpacks to more than {_INFLATION} times its size.")
                 copy.write(part)
         copy.flush()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -61,9 +61,7 @@ def parse(row: Any) -> Record:
         return from_llava(row)
     if row.get("messages") is None:
         keys = ", ".join(map(repr, list(row)[:8])) or "none"
-        raise UserError(
-            f"a row needs 'messages' (and 'images') or 'conversations' (and 'image'); its keys are {keys}."
-        )
+        raise UserError(f"a row needs 'messages' (and 'images') or 'conversations' (and 'image'); its keys are {keys}.")
     messages = row["messages"]
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise UserError(f"'messages' must be a list of messages, not {_kind(messages)}.")
@@ -108,9 +106,7 @@ def to_llava(record: Record) -> dict[str, Any]:
     for index, message in enumerate(record.messages):
         parts = message["content"]
         if any(part["type"] == "text" and MARKER in part["text"] for part in parts):
-            raise UserError(
-                f"message {index} holds the text {MARKER!r}, which LLaVA's format keeps for images."
-            )
+            raise UserError(f"message {index} holds the text {MARKER!r}, which LLaVA's format keeps for images.")
         value = "".join(MARKER if part["type"] == "image" else part["text"] for part in parts)
         rest = {key: item for key, item in message.items() if key not in ("role", "content")}
         turns.append({"from": _TO_SPEAKER.get(message["role"], message["role"]), "value": value, **rest})
@@ -175,9 +171,7 @@ def validate(record: Record) -> list[Problem]:
         return [Problem("malformed row", str(error))]
     found: list[Problem] = []
     brought = sum(_inline(part) is not None for _, part in _all_parts(record))
-    if shown - brought != len(record.images) and (
-        shown or not any(m["role"] == "user" for m in record.messages)
-    ):
+    if shown - brought != len(record.images) and (shown or not any(m["role"] == "user" for m in record.messages)):
         found.append(
             Problem(
                 "placeholders",
@@ -185,16 +179,15 @@ def validate(record: Record) -> list[Problem]:
             )
         )
     if marked:
-        found.append(
-            Problem("placeholders", f"message {marked[0]}: the text of a part holds the marker {MARKER!r}")
-        )
+        found.append(Problem("placeholders", f"message {marked[0]}: the text of a part holds the marker {MARKER!r}"))
     if not any(m["role"] == "assistant" for m in record.messages):
         found.append(Problem("no answer", "no message of the assistant, so there is nothing to learn"))
     for index, message in enumerate(record.messages):
         role = message["role"]
         if role not in ROLES:
-            hint = " or ".join(nearest(role, ROLES)) or ", ".join(ROLES)
-            found.append(Problem("unknown role", f"message {index} has the role {role!r}; known: {hint}"))
+            close = nearest(role, ROLES)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(ROLES)}"
+            found.append(Problem("unknown role", f"message {index} has the role {role!r}; {hint}"))
         texts = "".join(part.get("text", "") for part in _parts(message["content"], index)).strip()
         if not texts and role == "assistant":
             found.append(Problem("empty answer", f"message {index} of the assistant has no text"))
@@ -209,10 +202,7 @@ def _message(message: Any, index: int) -> Message:
     if not isinstance(message.get("role"), str):
         raise UserError(f"message {index}: 'role' must be text, not {_kind(message.get('role'))}.")
     if not isinstance(message.get("content"), (str, Sequence)) or isinstance(message["content"], bytes):
-        raise UserError(
-            f"message {index}: 'content' must be text or a list of parts, "
-            f"not {_kind(message.get('content'))}."
-        )
+        raise UserError(f"message {index}: 'content' must be text or a list of parts, not {_kind(message.get('content'))}.")
     return dict(message)
 
 

@@ -99,9 +99,9 @@ class Loop:
             messages = [{"role": "user", "content": content}]
             texts.append(self.processor.apply_chat_template(messages, add_generation_prompt=True))
         pictures = [list(images) for images, _ in pairs] if pairs[0][0] else None
-        inputs = self.processor(
-            images=pictures, text=texts, padding=True, padding_side="left", return_tensors="pt"
-        ).to(self.model.device)
+        inputs = self.processor(images=pictures, text=texts, padding=True, padding_side="left", return_tensors="pt").to(
+            self.model.device
+        )
         out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]

@@ -35,8 +35,8 @@ model, processor = tessera.load("{name}")
 ```
 """
 _LIMITS = (
-    "It knows the drawn scenes of Tessera's built-in world only: emoji artwork, signs, simple charts. On photographs, other drawings "
-    "and other kinds of questions its answers mean nothing. It is meant for experiments with methods, not for use."
+    "It knows the drawn scenes of Tessera's built-in world only: emoji artwork, signs, simple charts. On photographs, other "
+    "drawings and other kinds of questions its answers mean nothing. It is meant for experiments with methods, not for use."
 )
 _TAGS = {"questions": "image-text-to-text", "captions": "zero-shot-image-classification"}
 
@@ -88,8 +88,8 @@ def _measured(result: Result | ExpertResult, world: dict[str, Any]) -> str:
     if isinstance(result, ExpertResult):
         return f"Measured on {where}. {result.parameters / 1e6:.2f} million parameters."
     return (
-        f"{result.parameters / 1e6:.2f} million parameters. Measured on {result.n:,} questions about {result.samples:,} scenes of {where}, "
-        f"every question type equally often: **{_share(result.accuracy)}** right as a mean over the types "
+        f"{result.parameters / 1e6:.2f} million parameters. Measured on {result.n:,} questions about {result.samples:,} "
+        f"scenes of {where}, every question type equally often: **{_share(result.accuracy)}** right as a mean over the types "
         f"({_share(result.low)} to {_share(result.high)}). Intervals are 95 %."
     )
 
@@ -98,12 +98,30 @@ def _table(result: Result, blind: Result | None) -> str:
     if blind is not None:
         result = result.with_blind(blind)
     seen = any(t.blind is not None for t in result.types.values())
-    head = ["question type", "n", "accuracy", "interval", *(["without images", "seeing adds"] if seen else []), "chance", "majority"]
+    head = [
+        "question type",
+        "n",
+        "accuracy",
+        "interval",
+        *(["without images", "seeing adds"] if seen else []),
+        "chance",
+        "majority",
+    ]
     rows = []
     for name, t in result.types.items():
         gain = [] if not seen else [_share(t.blind), "" if t.gain is None else f"{100 * t.gain.value:+.1f}"]
         label = f"{name} (IoU at least 0.5; mean IoU {t.iou:.2f})" if t.iou is not None else name
-        rows.append([label, f"{t.n:,}", _share(t.accuracy), f"{_share(t.low)} – {_share(t.high)}", *gain, _share(t.chance), _share(t.majority)])
+        rows.append(
+            [
+                label,
+                f"{t.n:,}",
+                _share(t.accuracy),
+                f"{_share(t.low)} – {_share(t.high)}",
+                *gain,
+                _share(t.chance),
+                _share(t.majority),
+            ]
+        )
     means = [_share(result.blind), f"{100 * (result.accuracy - (result.blind or 0)):+.1f}"] if seen else []
     rows.append(
         [
@@ -117,8 +135,8 @@ def _table(result: Result, blind: Result | None) -> str:
         ]
     )
     note = (
-        "*chance*: a guess among the answers that the question names. *majority*: always the answer that is most frequent for the same "
-        "kind of question."
+        "*chance*: a guess among the answers that the question names. *majority*: always the answer that is most frequent for "
+        "the same kind of question."
     )
     return f"{_markdown(head, rows)}\n\n{note}"
 

@@ -1,4 +1,4 @@
-"""Charts of the report as HTML and SVG that scale with the page: shapes are SVG, every word is HTML text in the page's own size."""
+"""Charts of the report that scale with the page: shapes are SVG, every word is HTML text in the page's own size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Mark:
     text: str
 
 
-def line_chart(series: Sequence[Series], *, about: str, marks: Sequence[Mark] = (), log: bool = False, percent: bool = False) -> str:
+def line_chart(
+    series: Sequence[Series], *, about: str, marks: Sequence[Mark] = (), log: bool = False, percent: bool = False
+) -> str:
     """Curves over training steps. log: logarithmic y (positive values); percent: y is a share, drawn from 0 to 1.
 
     about: what is shown, for people who do not see it.
@@ -51,17 +53,13 @@ def line_chart(series: Sequence[Series], *, about: str, marks: Sequence[Mark] = 
     grid = "".join(f'<path class="grid" d="M0 {at(left, t)[1]:.1f}H1000"/>' for t in ticks)
     stems = "".join(f'<path class="stem" d="M{at(m.x, high)[0]:.1f} 0V300"/>' for m in marks if m.x > left)
     curves = "".join(f'<path class="curve {s.css}" d="{_path([at(x, y) for x, y in _thin(s.points, log)])}"/>' for s in series)
-    written = "".join(
-        f'<span class="y" style="top:{at(left, t)[1] / 3:.2f}%">{_number(t, percent)}</span>' for t in ticks
-    )
+    written = "".join(f'<span class="y" style="top:{at(left, t)[1] / 3:.2f}%">{_number(t, percent)}</span>' for t in ticks)
     steps = "".join(
         f'<span class="x" style="left:{100 * (t - left) / (right - left):.2f}%">{t:,.0f}</span>'
         for t in _ticks(left, right, False)
         if left <= t <= right
     )
-    heads = "".join(
-        f'<span class="stage" style="left:{at(m.x, high)[0] / 10:.2f}%">{html.escape(m.text)}</span>' for m in marks
-    )
+    heads = "".join(f'<span class="stage" style="left:{at(m.x, high)[0] / 10:.2f}%">{html.escape(m.text)}</span>' for m in marks)
     return (
         f'<div class="plot" role="img" aria-label="{html.escape(about, quote=True)}">'
         f'<svg viewBox="0 0 1000 300" preserveAspectRatio="none" aria-hidden="true">{grid}{stems}{curves}</svg>'
@@ -70,13 +68,16 @@ def line_chart(series: Sequence[Series], *, about: str, marks: Sequence[Mark] = 
 
 
 def smooth(points: Sequence[tuple[float, float]], share: float = 0.04) -> list[tuple[float, float]]:
-    """The mean of about `share` of the points around each one, as many before as after it, so that the curve does not lag."""
+    """The mean of about `share` of the points around each one, as many before as after it, so that a steep start does not lag.
+
+    At the end, where nothing comes after, those before it are taken alone: a single point would show its noise.
+    """
     sums = list(accumulate((y for _, y in points), initial=0.0))
     reach, last = round(share * len(points) / 2), len(points) - 1
     found = []
     for i, (x, _) in enumerate(points):
-        r = min(reach, i, last - i)
-        found.append((x, (sums[i + r + 1] - sums[i - r]) / (2 * r + 1)))
+        before, after = min(reach, i), min(reach, i, last - i)
+        found.append((x, (sums[i + after + 1] - sums[i - before]) / (after + before + 1)))
     return found
 
 
@@ -87,13 +88,12 @@ def bars(result: Result) -> str:
 
 
 def _bar(name: str, found: TypeResult) -> str:
-    level = max(found.chance, 0.0)
-    doubt = found.gain is not None and found.gain.low <= 0
+    doubt = not found.sees
     blind = f'<i class="blind" style="width:{100 * found.blind:.2f}%"></i>' if found.blind is not None else ""
     said = f"{name}: {_share(found.accuracy)} right, between {_share(found.low)} and {_share(found.high)}"
     if found.blind is not None:
         said += f"; {_share(found.blind)} without the images"
-    note = ' <small title="its interval reaches that of blind answers">not surely above blind</small>' if doubt else ""
+    note = " <small>may be guessing</small>" if doubt else ""
     return (
         f'<div class="row{" doubt" if doubt else ""}" role="img" aria-label="{html.escape(said, quote=True)}">'
         f"<b>{html.escape(name)}{note}</b>"
@@ -101,7 +101,7 @@ def _bar(name: str, found: TypeResult) -> str:
         f'<i class="whisker" style="left:{100 * found.low:.2f}%;width:{100 * (found.high - found.low):.2f}%"></i>'
         f"{blind}"
         f'<i class="most" style="left:{100 * found.majority:.2f}%"></i>'
-        f'<i class="chance" style="left:{100 * level:.2f}%"></i></span>'
+        f'<i class="chance" style="left:{100 * found.chance:.2f}%"></i></span>'
         f"<em>{_share(found.accuracy)}</em></div>"
     )
 

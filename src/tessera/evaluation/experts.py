@@ -77,9 +77,7 @@ def evaluate_expert(
         elif kind == "tessera_vision":
             measures = _patches(model, config, tell)
         else:
-            raise UserError(
-                f"{name or 'this model'} ({kind or type(model).__name__}) is neither a dual encoder nor an expert."
-            )
+            raise UserError(f"{name or 'this model'} ({kind or type(model).__name__}) is neither a dual encoder nor an expert.")
     return ExpertResult(
         model=name or type(model).__name__,
         weights=provenance.weights_hash(model),
@@ -121,7 +119,7 @@ def _dual(model: Any, processor: Any, config: EvaluationConfig, tell: Progress) 
     }
     found = {"image": 0, "caption": 0}
     distinct = _distinct_captions(config)
-    for g in range(galleries):
+    for _ in range(galleries):
         pictures, captions = [], []
         for batch in _batches(distinct, GALLERY, config.batch_size):
             pictures.append(_image_features(model, processor, batch))
@@ -198,7 +196,8 @@ def _patches(model: Any, config: EvaluationConfig, tell: Progress) -> dict[str, 
         patch_accuracy,
     )
 
-    labels = list(model.config.id2label.values()) if model.head is not None else []
+    named = model.config.id2label if model.head is not None else {}
+    labels = [named[i] for i in sorted(named)]
     if labels == object_labels():
         kind, quiet = "objects", labels.index(BACKGROUND)
         worlds = {"things": {"scene": 1.0}}

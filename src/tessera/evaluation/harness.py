@@ -49,9 +49,8 @@ def evaluate(
     # Samples with equally many images and questions stand together, so that a batch has little padding.
     order = sorted(range(len(items)), key=lambda i: (len(items[i].sample.frames), len(items[i].questions)))
     said: dict[int, list[str]] = {}
-    training = bool(getattr(model, "training", False))
-    if training:
-        model.eval()
+    modes = [(module, module.training) for module in model.modules()]  # one by one: frozen parts may be in evaluation mode
+    model.eval()
     try:
         with torch.no_grad():
             asked = answers or generator(model, processor)
@@ -64,8 +63,8 @@ def evaluate(
                 if progress is not None:
                     progress(done, total)
     finally:
-        if training:
-            model.train()
+        for module, mode in modes:
+            module.training = mode
     answered = [(item, said[i]) for i, item in enumerate(items)]
     result = _result(answered, config)
     result.model = name or type(model).__name__
@@ -87,10 +86,7 @@ def _rows(
 
     def make(start: int) -> list[Row]:
         chosen = items[start : start + size]
-        return [
-            ([] if blind else item.sample.images(), [phrase(q) for q in item.questions])
-            for item in chosen
-        ]
+        return [([] if blind else item.sample.images(), [phrase(q) for q in item.questions]) for item in chosen]
 
     with ThreadPoolExecutor(1) as pool:
         coming: Future[list[Row]] | None = None
@@ -105,11 +101,7 @@ def _plain(question: Question) -> str:
 
 
 def _result(answered: Sequence[tuple[Item, list[str]]], config: EvaluationConfig) -> Result:
-    scored = [
-        (item, q, text, score(q, text))
-        for item, texts in answered
-        for q, text in zip(item.questions, texts, strict=True)
-    ]
+    scored = [(item, q, text, score(q, text)) for item, texts in answered for q, text in zip(item.questions, texts, strict=True)]
     types: dict[str, TypeResult] = {}
     examples: list[Example] = []
     for name in TYPES:

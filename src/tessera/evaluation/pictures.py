@@ -19,7 +19,7 @@ _SIDE = 224
 """Pixels of a picture: enough for a card on a phone with a dense screen."""
 
 
-def cards(result: Result, right: bool, limit: int = 12) -> str:
+def cards(result: Result, right: bool, limit: int = 18) -> str:
     """At most `limit` right (wrong) answers as cards, first one of every type."""
     chosen = spread([e for e in result.examples if e.right == right], limit)
     world = build(WorldConfig, result.config.get("world", {}), "world")
@@ -51,7 +51,7 @@ def _card(example: Example, world: World) -> str:
     boxes = _boxes(example)
     frames = "".join(
         f'<span class="frame"><img src="{data_uri(image)}" width="{size[0]}" height="{size[1]}" '
-        f'alt="{html.escape(_alternative(example, number), quote=True)}">{_overlay(b for f, *b in boxes if f == number)}</span>'
+        f'alt="{html.escape(_alternative(example, number), quote=True)}">{_overlay(boxes if number == 0 else ())}</span>'
         for number, image in enumerate(sample.images(size))
     )
     many = " several" if len(sample.frames) > 1 else ""
@@ -72,20 +72,17 @@ def _alternative(example: Example, number: int) -> str:
     return f"{example.kind} {example.index}" + (f", frame {number + 1}" if number or example.kind in ("pair", "clip") else "")
 
 
-def _boxes(example: Example) -> list[tuple[int, str, Box]]:
-    """(frame, css class, box) of the truth and of the answer, for questions about boxes."""
-    truth = parse_box(example.answer)
-    if truth is None:
-        return []
-    found = [(0, "truth", cell_box(truth))]
-    said = parse_box(example.said)
-    return found + ([(0, "said", cell_box(said))] if said is not None else [])
+def _boxes(example: Example) -> list[tuple[str, Box]]:
+    """(css class, box) of the truth and of the answer, for questions about boxes, which are asked of single pictures."""
+    truth, said = parse_box(example.answer), parse_box(example.said)
+    found = [("truth", truth), ("said", said)] if truth is not None else []
+    return [(css, cell_box(cells)) for css, cells in found if cells is not None]
 
 
-def _overlay(boxes: Iterable[Sequence[object]]) -> str:
+def _overlay(boxes: Iterable[tuple[str, Box]]) -> str:
     drawn = "".join(
-        f'<rect class="{css}" x="{100 * b[0]:.0f}" y="{100 * b[1]:.0f}" width="{100 * (b[2] - b[0]):.0f}" '
-        f'height="{100 * (b[3] - b[1]):.0f}"/>'
-        for css, b in boxes  # type: ignore[misc, index]
+        f'<rect class="{css}" x="{100 * x0:.0f}" y="{100 * y0:.0f}" '
+        f'width="{100 * (x1 - x0):.0f}" height="{100 * (y1 - y0):.0f}"/>'
+        for css, (x0, y0, x1, y1) in boxes
     )
     return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>' if drawn else ""

@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -52,7 +52,7 @@ def report_html(result: Result, run: Run | None = None, blind: Result | None = N
     return page.substitute(
         version=html.escape(result.versions.get("tessera", "")),
         css=(files / "report.css").read_text(encoding="utf-8"),
-        over=f"Tessera report · {datetime.now(timezone.utc):%d %B %Y}".replace("· 0", "· "),
+        over=f"Tessera report · {datetime.now(UTC):%d %B %Y}".replace("· 0", "· "),
         title=html.escape(run.title or result.model),
         lead=_lead(result, run),
         figures=_figures(result, run),
@@ -81,8 +81,8 @@ def _lead(result: Result, run: Run) -> str:
     parts = [html.escape(run.about)] if run.about else []
     how = ", asked without the images," if result.without_images else ""
     said = (
-        f"It answers <b>{_share(result.accuracy)}</b> of {result.n:,} questions about {result.samples:,} unseen scenes right{how} "
-        f"as a mean over {len(result.types)} question types"
+        f"It answers <b>{_share(result.accuracy)}</b> of {result.n:,} questions about {result.samples:,} unseen scenes right{how}"
+        f" as a mean over {len(result.types)} question types"
     )
     if result.blind is not None:
         gained = round(100 * (result.accuracy - result.blind))
@@ -107,7 +107,7 @@ def _figures(result: Result, run: Run) -> str:
 
 def _abilities(result: Result) -> str:
     blind = any(t.blind is not None for t in result.types.values())
-    doubts = any(t.gain is not None and t.gain.low <= 0 for t in result.types.values())
+    doubts = not all(t.sees for t in result.types.values())
     keys = [
         ("bar", "right answers"),
         ("whisker", "95 % interval"),
@@ -116,7 +116,9 @@ def _abilities(result: Result) -> str:
         ("most", "always the most frequent answer"),
     ]
     legend = "".join(f'<li><i class="{css}"></i>{text}</li>' for css, text in keys)
-    hint = "Every type is asked equally often. " + ("A hatched bar is not surely above blind answers. " if doubts else "")
+    hint = "Every type is asked equally often. "
+    if doubts:
+        hint += "A hatched bar is not surely above what can be guessed without seeing."
     ticks = "".join(f"<u>{t} %</u>" for t in (0, 25, 50, 75, 100))
     return (
         f'<section><h2>What it can do</h2><p class="hint">{hint}</p><ul class="legend">{legend}</ul>'
@@ -158,7 +160,7 @@ def _is_share(value: Any) -> bool:
 
 def _examples(result: Result) -> str:
     groups = []
-    for right, title in ((False, "Wrong"), (True, "Right")):
+    for right, title in ((True, "Right"), (False, "Wrong")):
         cards = pictures.cards(result, right)
         if cards:
             groups.append(f'<h3>{title}</h3><div class="cards">{cards}</div>')
@@ -194,9 +196,7 @@ def _settings(result: Result, run: Run) -> str:
 
 def _numbers(result: Result) -> str:
     head = ("type", "questions", "right", "interval", "blind", "seeing adds", "chance", "most frequent", "by form")
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(name, t))}</tr>" for name, t in result.types.items()
-    )
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(name, t))}</tr>" for name, t in result.types.items())
     heads = "".join(f"<th>{h}</th>" for h in head)
     return f'<div class="scroll"><table class="numbers"><tr>{heads}</tr>{rows}</table></div>'
 

@@ -45,6 +45,11 @@ class TypeResult:
     ops: dict[str, Share] = field(default_factory=dict)
     outcomes: str = ""
 
+    @property
+    def sees(self) -> bool:
+        """Whether the accuracy is surely above all that needs no image: chance, the most frequent answer, blind answers."""
+        return self.low > max(self.chance, self.majority) and (self.gain is None or self.gain.low > 0)
+
 
 @dataclass(slots=True, kw_only=True)
 class Example:

@@ -55,5 +55,3 @@ def majority(questions: Sequence[Question]) -> float:
     for question in questions:
         answers.setdefault(question.asked("op"), Counter())[normalise(question.answer)] += 1
     return sum(max(counts.values()) for counts in answers.values()) / max(1, len(questions))
-
-

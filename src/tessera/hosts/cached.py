@@ -24,8 +24,13 @@ class CachedEngine:
         self.model = model
         self.suppressed = list(suppressed)
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """[images, 3, S, S] -> [images, n, E]."""
+        features: Tensor = self.model.get_image_features(pixel_values)
+        return features
+
     def prefix(self, ids: Tensor, features: Tensor | None) -> list[Any]:
-        """ids [I, P], features [images in order, n, E] or None -> one cache per item."""
+        """`ids` [I, P], features [images in order, n, E] or None -> one cache per item."""
         shares = features.chunk(len(ids)) if features is not None else [None] * len(ids)
         return [
             self.model.model(input_ids=row[None], image_features=share, use_cache=True).past_key_values
@@ -57,9 +62,7 @@ class CachedEngine:
 class CachedRun:
     """Some questions half answered; `logits [R, V]` are of the next token. Rows without a question hold zeros."""
 
-    def __init__(
-        self, engine: CachedEngine, state: list[Any], questions: Sequence[Sequence[Sequence[int]]]
-    ) -> None:
+    def __init__(self, engine: CachedEngine, state: list[Any], questions: Sequence[Sequence[Sequence[int]]]) -> None:
         self.engine = engine
         most = max(len(asked) for asked in questions)
         self.caches: list[Any] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ from tessera.hosts.settings import ending_tokens, suppressed_tokens
 if TYPE_CHECKING:
     from PIL import Image
 
-Images = "Sequence[Image.Image | Any] | Tensor"
-"""A list of what the image processor takes, or pixel values [images, 3, S, S] that it has made."""
+Images: TypeAlias = "Sequence[Image.Image | Any] | Tensor"
+"""A list of what the image processor takes, or pixel values [images, 3, S, S] that it has made, or image features
+[images, n, E] that the model has made of those (`get_image_features`)."""
 
 SIDE_BY_SIDE = 16
 """Most questions of one prefix that are decoded together; a packed row costs the square of their number."""
@@ -79,9 +80,7 @@ class Generator:
         suppressed = suppressed_tokens(model)
         kind = model.config.parts["coupling"]["kind"]
         language_model = model.model.language_model
-        self.why_slow: str | None = (
-            f"the coupling is {kind!r}, not 'prefix'" if kind != "prefix" else obstacle(language_model)
-        )
+        self.why_slow: str | None = f"the coupling is {kind!r}, not 'prefix'" if kind != "prefix" else obstacle(language_model)
         if not own_decoder:
             self.why_slow = "it was asked for"
         self.engine: PackedEngine | CachedEngine = (
@@ -134,9 +133,7 @@ class Generator:
         answers: list[list[Answer]] = [[] for _ in rows]
         prefixes = {count: self._prefix_ids(count) for count in by_count}
         asked = {
-            row: self._question_ids(rows[row][1], len(prefixes[count]))
-            for count, members in by_count.items()
-            for row in members
+            row: self._question_ids(rows[row][1], len(prefixes[count])) for count, members in by_count.items() for row in members
         }
         for count, members in by_count.items():
             ids = prefixes[count]
@@ -179,14 +176,13 @@ class Generator:
                 raise UserError("the question is empty; ask something, for example: Is there a dog?")
             ids: list[int] = self.processor.question_ids(question)
             if self.processor.image_token_id in ids:
-                raise UserError(
-                    f"the question holds {self.processor.image_token}, which stands for an image: leave it out."
-                )
+                raise UserError(f"the question holds {self.processor.image_token}, which stands for an image: leave it out.")
             over = prefix + len(ids) + 1 - self.context
             if over > 0:
                 raise UserError(
-                    f"the question is too long: with the images it takes {prefix + len(ids)} tokens, {over} more than this "
-                    f"model's context of {self.context} leaves room for. Shorten it by {over} tokens or more, or give fewer images."
+                    f"the question is too long: with the images it takes {prefix + len(ids)} tokens, {over} more than "
+                    f"this model's context of {self.context} leaves room for. Shorten it by {over} tokens or more, or "
+                    "give fewer images."
                 )
             found.append(ids)
         return found
@@ -194,20 +190,21 @@ class Generator:
     def _read(self, sets: Sequence[Images], ids: list[int]) -> Any:
         """The engine's state for several sets of equally many images."""
         device = self.model.get_input_embeddings().weight.device
-        features = None
-        if len(sets[0]):
-            pixels = [
-                images
-                if isinstance(images, Tensor)
-                else self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-                for images in sets
-            ]
-            features = self.model.get_image_features(torch.cat(pixels).to(device))
+        features = self._features(sets) if len(sets[0]) else None
         return self.engine.prefix(torch.tensor([ids] * len(sets), device=device), features)
 
-    def _chunks(
-        self, rows: Sequence[int], asked: dict[int, list[list[int]]], prefix: int, new: int
-    ) -> Iterator[list[int]]:
+    def _features(self, sets: Sequence[Images]) -> Tensor:
+        """Image features [all images, n, E]; what are features already stays as it is."""
+        made = [
+            images
+            if isinstance(images, Tensor)
+            else self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+            for images in sets
+        ]
+        joined = torch.cat(made).to(self.model.device)
+        return joined if joined.ndim == 3 else self.engine.image_features(joined)
+
+    def _chunks(self, rows: Sequence[int], asked: dict[int, list[list[int]]], prefix: int, new: int) -> Iterator[list[int]]:
         """The rows in portions whose buffers are not too large."""
         chunk: list[int] = []
         used = 0
@@ -267,9 +264,7 @@ class Generator:
 class Stream:
     """The pieces of one answer's text: iterate once; then `answer` is the whole."""
 
-    def __init__(
-        self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling
-    ) -> None:
+    def __init__(self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling) -> None:
         self.answer: Answer | None = None
         self._pieces = self._make(generator, prefix, question, new, sampling)
 
@@ -277,9 +272,7 @@ class Stream:
         return self._pieces
 
     @torch.inference_mode()
-    def _make(
-        self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling
-    ) -> Iterator[str]:
+    def _make(self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling) -> Iterator[str]:
         rows, steps = generator._begin(prefix.state, [[question]], prefix.length, new, sampling)
         shown = ""
         for _ in steps:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.hosts.linear import Matrix, hooked
+
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-MOST_PARAMETERS = 500_000_000
-"""Beyond it Python's overhead no longer matters and a second copy of the weights would."""
+MOST_PARAMETERS = 200_000_000
+"""Beyond it Python's overhead no longer matters, and copies of the weights would."""
 
 
 def obstacle(language_model: nn.Module) -> str | None:
@@ -36,9 +38,9 @@ def obstacle(language_model: nn.Module) -> str | None:
     base: Any = language_model.base_model
     if base.rotary_emb.rope_type not in STATIC_ROPE:
         return f"its rotary embedding ({base.rotary_emb.rope_type!r}) changes with the length"
+    if (found := hooked(language_model)) is not None:
+        return f"its module {found or 'model'} is hooked"
     for name, module in language_model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"its module {name or 'model'} is hooked"
         if name.endswith("_proj") and type(module) is not nn.Linear:
             return f"its module {name} is a {type(module).__name__}"
     if sum(p.numel() for p in language_model.parameters()) > MOST_PARAMETERS:
@@ -48,19 +50,15 @@ def obstacle(language_model: nn.Module) -> str | None:
 
 @dataclass(slots=True)
 class _Layer:
-    """Weights of one layer, matrices as [in, out]; biases and head norms may be None."""
+    """Weights of one layer; a norm's weight is None where it is part of the matrix behind it. Queries come out scaled."""
 
-    norm1: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    norm1: Tensor | None
+    qkv: Matrix
     head_norm: Tensor | None  # [H + K, D], of queries and keys
-    out: Tensor
-    out_bias: Tensor | None
-    norm2: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    out: Matrix
+    norm2: Tensor | None
+    gate_up: Matrix
+    down: Matrix
 
 
 class LlamaDecoder:
@@ -75,18 +73,17 @@ class LlamaDecoder:
         self.head_width: int = first.head_dim
         self.heads: int = config.num_attention_heads
         self.key_heads: int = config.num_key_value_heads
-        self.scaling: float = first.scaling
         self.epsilon: float = config.rms_norm_eps
         self.activation: Callable[[Tensor], Tensor] = base.layers[0].mlp.act_fn
-        self.layers = [_layer(layer) for layer in base.layers]
-        self.norm: Tensor = base.norm.weight.detach().clone()
         self.embedding: Tensor = base.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        self.layers = [_layer(layer) for layer in base.layers]
+        self._floor = torch.tensor((self.epsilon * config.hidden_size) ** 0.5, device=self.device)
         head: Any = language_model.get_output_embeddings()  # type: ignore[operator]
-        self.head: Tensor = head.weight.detach().t().contiguous()
-        bias = torch.zeros(self.head.shape[1]) if head.bias is None else head.bias.detach().float().cpu()
+        bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias.detach().clone()
         bias[list(suppressed)] = -torch.inf
-        self.head_bias = bias.to(self.device, self.dtype)
+        self.norm, weight = _absorb(base.norm.weight, [head.weight])
+        self.head = Matrix(weight, [bias])
         rotary = base.rotary_emb
         self._frequencies: Tensor = rotary.inv_freq.detach().float()
         self._attention_scaling: float = rotary.attention_scaling
@@ -115,21 +112,25 @@ class LlamaDecoder:
             self._rotations = self._table(2 * length)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [n] -> cosines and sines, each [n, 1, D]."""
+        """`positions` [n] -> cosines and sines, each [n, 1, D]."""
         cos, sin = self._rotations.index_select(0, positions).unbind(1)
         return cos, sin
 
     def prefix(self, embeddings: Tensor) -> Tensor:
-        """embeddings [I, P, E] from position 0 on -> keys and values [2 L, I, K, P, D]."""
+        """`embeddings` [I, P, E] from position 0 on -> keys and values [2 L, I, K, P, D]."""
         items, length, width = embeddings.shape
         self.reach(length)
         shape = (2 * len(self.layers), items, self.key_heads, length, self.head_width)
         buffer = torch.empty(shape, device=self.device, dtype=self.dtype)
         cos, sin = self._rotations[:length].unbind(1)
-        self.forward(
-            embeddings.reshape(items * length, width), (cos, sin), buffer, length, 0, None, keep=None, keys_only=True
-        )
+        self.forward(embeddings.reshape(items * length, width), (cos, sin), buffer, length, 0, None, keep=None, keys_only=True)
         return buffer
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Root mean square norm of x [N, E]. Without a weight, fewer and cheaper operations: x / sqrt(|x|^2 + E epsilon)."""
+        if weight is None:
+            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor)
+        return F.rms_norm(x, (x.shape[1],), weight, self.epsilon)
 
     def forward(
         self,
@@ -142,7 +143,7 @@ class LlamaDecoder:
         keep: Tensor | None,
         keys_only: bool = False,
     ) -> Tensor:
-        """x [I * new, E], embeddings of `new` tokens per item that take the buffer's columns from `start` on.
+        """`x` [I * new, E], embeddings of `new` tokens per item that take the buffer's columns from `start` on.
 
         rotation: cosines and sines, each [new, 1, D] for all items or [I * new, 1, D]; buffer [2 L, I, K, C, D], written to;
         mask [I or 1, 1, new, start + new], added to the scores, None: every token sees everything, or, with start 0, what is
@@ -152,79 +153,69 @@ class LlamaDecoder:
         items, heads, keys, width = buffer.shape[1], self.heads, self.key_heads, self.head_width
         both, last = heads + keys, len(self.layers) - 1
         cos, sin = (r.view(-1, new, 1, width) for r in rotation)
-        slots = buffer.narrow(3, start, new).unflatten(0, (-1, 2)).unbind(0)
+        slots = buffer.narrow(3, start, new).unbind(0)
         live = buffer.narrow(3, 0, start + new).unbind(0)
-        causal = mask is None and start == 0 and new > 1
+        causal = mask is None and not start
         for number, layer in enumerate(self.layers):
-            h = F.rms_norm(x, (x.shape[1],), layer.norm1, self.epsilon)
-            qkv = _times(h, layer.qkv, layer.qkv_bias).view(items, new, both + keys, width)
+            qkv = layer.qkv(self._normed(x, layer.norm1)).view(items, new, both + keys, width)
             turned = qkv[:, :, :both]
             if layer.head_norm is not None:
                 turned = F.rms_norm(turned, (width,), None, self.epsilon) * layer.head_norm
             turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
-            slot = slots[number]
-            slot[0].copy_(turned[:, :, heads:].transpose(1, 2))
-            slot[1].copy_(qkv[:, :, both:].transpose(1, 2))
+            slots[2 * number].copy_(turned[:, :, heads:].transpose(1, 2))
+            slots[2 * number + 1].copy_(qkv[:, :, both:].transpose(1, 2))
             if keys_only and number == last:
                 break
+            queries = turned[:, :, :heads].transpose(1, 2)
             mixed = F.scaled_dot_product_attention(
-                turned[:, :, :heads].transpose(1, 2),
+                queries,
                 live[2 * number],
                 live[2 * number + 1],
                 attn_mask=mask,
                 is_causal=causal,
-                scale=self.scaling,
+                scale=1.0,
                 enable_gqa=heads != keys,
             )
             mixed = mixed.transpose(1, 2).reshape(items * new, heads * width)
             if number == last and keep is not None:
                 x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
-            x = _onto(x, mixed, layer.out, layer.out_bias)
-            h = F.rms_norm(x, (x.shape[1],), layer.norm2, self.epsilon)
-            gate, up = _times(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x = _onto(x, self.activation(gate).mul_(up), layer.down, layer.down_bias)
-        if keys_only:
-            return x
-        return torch.addmm(self.head_bias, F.rms_norm(x, (x.shape[1],), self.norm, self.epsilon), self.head)
-
-
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
-
-
-def _onto(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    moved = torch.addmm(residual, x, weight)
-    return moved if bias is None else moved.add_(bias)
+            x = layer.out.onto(x, mixed)
+            gate, up = layer.gate_up(self._normed(x, layer.norm2)).chunk(2, -1)
+            x = layer.down.onto(x, self.activation(gate).mul_(up))
+        return x if keys_only else self.head(self._normed(x, self.norm))
 
 
 def _layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
-    out, out_bias = _joined([attention.o_proj])
-    gate_up, gate_up_bias = _joined([mlp.gate_proj, mlp.up_proj])
-    down, down_bias = _joined([mlp.down_proj])
+    config = attention.config
+    norm1, qkv = _absorb(layer.input_layernorm.weight, _weights(attention.q_proj, attention.k_proj, attention.v_proj))
+    biases = [attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias]
     head_norm = None
     if hasattr(attention, "q_norm"):
-        config = attention.config
-        rows = [attention.q_norm.weight] * config.num_attention_heads
-        head_norm = torch.stack(rows + [attention.k_norm.weight] * config.num_key_value_heads).detach()
+        rows = [attention.q_norm.weight * attention.scaling] * config.num_attention_heads
+        head_norm = torch.stack(rows + [attention.k_norm.weight] * config.num_key_value_heads)
+    else:
+        qkv[0] = qkv[0] * attention.scaling
+        biases[0] = None if biases[0] is None else biases[0] * attention.scaling
+    norm2, gate_up = _absorb(layer.post_attention_layernorm.weight, _weights(mlp.gate_proj, mlp.up_proj))
     return _Layer(
-        norm1=layer.input_layernorm.weight.detach().clone(),
-        qkv=qkv,
-        qkv_bias=qkv_bias,
+        norm1=norm1,
+        qkv=Matrix(qkv, biases),
         head_norm=head_norm,
-        out=out,
-        out_bias=out_bias,
-        norm2=layer.post_attention_layernorm.weight.detach().clone(),
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=down,
-        down_bias=down_bias,
+        out=Matrix(_weights(attention.o_proj), [attention.o_proj.bias]),
+        norm2=norm2,
+        gate_up=Matrix(gate_up, [mlp.gate_proj.bias, mlp.up_proj.bias]),
+        down=Matrix(_weights(mlp.down_proj), [mlp.down_proj.bias]),
     )
 
 
-def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Several layers with one input as one: weight [in, out], bias [out] or None."""
-    weight = torch.cat([linear.weight for linear in linears]).detach().t().contiguous()
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    return weight, torch.cat(biases).detach() if biases else None
+def _weights(*linears: nn.Linear) -> list[Tensor]:
+    return [linear.weight for linear in linears]
+
+
+def _absorb(norm: Tensor, weights: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
+    """Moves a norm's weight [E], and the sqrt(E) that `_normed` leaves out, into the weights [out, E] behind it, where that
+    rounds no more than the norm itself would."""
+    if norm.dtype != torch.float32:
+        return norm.clone(), weights
+    return None, [weight * (norm * norm.numel() ** 0.5) for weight in weights]

@@ -6,6 +6,7 @@ C columns of the buffer, E width, V vocabulary, R = I * Q rows, row i * Q + q be
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessera.hosts.llama import LlamaDecoder
+from tessera.hosts.linear import hooked, with_packed_linears
+from tessera.hosts.llama import MOST_PARAMETERS, LlamaDecoder
 
 _PREFIX, _PADDING = -1, -2
 
@@ -24,14 +26,20 @@ class PackedEngine:
     def __init__(self, model: Any, suppressed: Sequence[int]) -> None:
         self.model = model.model
         self.decoder = LlamaDecoder(self.model.language_model, suppressed)
+        self.towers = towers(model.model)
 
     @property
     def column_bytes(self) -> int:
         """Bytes of keys and values that one token takes."""
         return self.decoder.column_bytes
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """[images, 3, S, S] -> [images, n, E]."""
+        features: Tensor = self.towers.get_image_features(pixel_values)
+        return features
+
     def prefix(self, ids: Tensor, features: Tensor | None) -> Tensor:
-        """ids [I, P], features [images in order, n, E] or None -> keys and values [2 L, I, K, P, D]."""
+        """`ids` [I, P], features [images in order, n, E] or None -> keys and values [2 L, I, K, P, D]."""
         return self.decoder.prefix(self.model.embed(ids, features))
 
     def select(self, state: Tensor, items: Sequence[int]) -> Tensor:
@@ -43,6 +51,17 @@ class PackedEngine:
     def start(self, state: Tensor, questions: Sequence[Sequence[Sequence[int]]], steps: int) -> PackedRun:
         """Reads the questions (token ids per item and question, each item at least one); at most `steps` steps will follow."""
         return PackedRun(self.decoder, state, questions, steps)
+
+
+def towers(model: Any) -> Any:
+    """The composed model with the linear layers in front of its language model packed, but for parts that are hooked or large."""
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    for name, part in model.named_children():
+        small = sum(p.numel() for p in part.parameters()) <= MOST_PARAMETERS
+        if name != "language_model" and small and hooked(part) is None:
+            twin._modules[name] = with_packed_linears(part)
+    return twin
 
 
 class PackedRun:
@@ -153,14 +172,14 @@ def _lay_out(
 
 
 def _mask(owners: Tensor, most: int, dtype: torch.dtype) -> Tensor:
-    """owners [I, C] -> [I, 1, Q, C]: what the answers of each question see, as numbers added to the scores."""
+    """`owners` [I, C] -> [I, 1, Q, C]: what the answers of each question see, as numbers added to the scores."""
     asking = torch.arange(most, device=owners.device)[:, None]
     seen = (owners[:, None, :] == asking) | (owners[:, None, :] == _PREFIX)
     return _added(seen, dtype)[:, None]
 
 
 def _reading_mask(owners: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
-    """owners [I, P + S] -> [I, 1, S, P + S]: what the questions' own tokens see."""
+    """`owners` [I, P + S] -> [I, 1, S, P + S]: what the questions' own tokens see."""
     places = torch.arange(owners.shape[1], device=owners.device)
     mine = owners[:, prefix:, None] == owners[:, None, :]
     seen = (mine & (places <= places[prefix:, None])) | (owners[:, None, :] == _PREFIX)

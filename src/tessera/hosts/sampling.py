@@ -50,7 +50,7 @@ class Chooser:
             self.random = torch.Generator(device).manual_seed(sampling.seed)
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits [R, V] -> chosen tokens [R] int64, and their log-probabilities [R] at temperature 1 without top-p."""
+        """`logits` [R, V] -> chosen tokens [R] int64, and their log-probabilities [R] at temperature 1 without top-p."""
         if self.sampling.temperature == 0:
             chosen = logits.argmax(-1)
         else:

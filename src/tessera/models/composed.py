@@ -40,13 +40,10 @@ class TesseraModel(TesseraPreTrainedModel):
         super().__init__(config)
         specs: Any = config.parts
         self.encoders = nn.ModuleList(
-            part_specs.create("encoders", spec, f"parts.encoders.{i}", backend=config)
-            for i, spec in enumerate(specs["encoders"])
+            part_specs.create("encoders", spec, f"parts.encoders.{i}", backend=config) for i, spec in enumerate(specs["encoders"])
         )
         widths, grids = [e.width for e in self.encoders], [e.grid for e in self.encoders]
-        self.experts = part_specs.create(
-            "experts", specs["experts"], "parts.experts", widths=widths, grids=grids
-        )
+        self.experts = part_specs.create("experts", specs["experts"], "parts.experts", widths=widths, grids=grids)
         self.tokens = part_specs.create(
             "tokens", specs["tokens"], "parts.tokens", width=self.experts.width, grid=self.experts.grid
         )
@@ -80,9 +77,7 @@ class TesseraModel(TesseraPreTrainedModel):
         Raises `UserError` for images of another shape.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise UserError(
-                f"pixel_values must be [images, 3, height, width], not {list(pixel_values.shape)}."
-            )
+            raise UserError(f"pixel_values must be [images, 3, height, width], not {list(pixel_values.shape)}.")
         sets = []
         for index, encoder in enumerate(self.encoders):
             pixels = pixel_values.to(next(encoder.parameters()).dtype)
@@ -125,8 +120,7 @@ class TesseraModel(TesseraPreTrainedModel):
             return self.coupling(embeddings, placeholders, image_features)
         if check and bool(placeholders.any()):
             raise UserError(
-                f"the text holds {int(placeholders.sum())} image placeholder tokens, but no image "
-                "was given: pass pixel_values."
+                f"the text holds {int(placeholders.sum())} image placeholder tokens, but no image was given: pass pixel_values."
             )
         return embeddings
 
@@ -167,16 +161,13 @@ class TesseraModel(TesseraPreTrainedModel):
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids, image_features, check=cached == 0)
         elif image_features is not None:
-            raise UserError(
-                "images need input_ids, whose placeholders say where they go; inputs_embeds has none."
-            )
+            raise UserError("images need input_ids, whose placeholders say where they go; inputs_embeds has none.")
         assert inputs_embeds is not None
         length = inputs_embeds.shape[1]
         if segment_ids is not None:
             if segment_ids.shape[1] != cached + length:
                 raise UserError(
-                    f"segment_ids cover {segment_ids.shape[1]} tokens, but there are {cached} "
-                    f"cached and {length} new ones."
+                    f"segment_ids cover {segment_ids.shape[1]} tokens, but there are {cached} cached and {length} new ones."
                 )
             if position_ids is None:
                 position_ids = segment_positions(segment_ids)[:, cached:]
@@ -200,9 +191,7 @@ class TesseraModel(TesseraPreTrainedModel):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _packed_mask(
-        self, segment_ids: Tensor, queries: int, attention_mask: Tensor | None, embeddings: Tensor
-    ) -> Tensor:
+    def _packed_mask(self, segment_ids: Tensor, queries: int, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
         kind = self.language_model.config._attn_implementation
         mask = segment_mask(segment_ids, queries, attention_mask)
         if kind == "eager":

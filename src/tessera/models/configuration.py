@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import transformers
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -27,10 +28,7 @@ def _fields(cls: type) -> list[str]:
 
 
 class StrictConfig(PreTrainedConfig):
-    """A transformers configuration whose own fields are checked:
-
-    unknown keys and wrong types raise `UserError`.
-    """
+    """A transformers configuration that checks its own fields: unknown keys and wrong types raise `UserError`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         known = _fields(type(self))
@@ -47,19 +45,17 @@ class StrictConfig(PreTrainedConfig):
             raise UserError(f"{type(self).__name__}.{name} must be {what}, not {value!r}.")
 
 
-def text_configuration(value: Any, where: str, default: str = "llama") -> PreTrainedConfig:
-    """A causal language model's configuration from a dictionary with `model_type`;
+def text_configuration(value: Any, where: str, default: str = "llama", foreign: bool = False) -> PreTrainedConfig:
+    """A causal language model's configuration from a dictionary with `model_type`.
 
-    unknown keys are refused too.
+    Raises `UserError` for wrong types, and for unknown keys unless they are `foreign`.
     """
     if isinstance(value, PreTrainedConfig):
         return value
     if value is None:
         return CONFIG_MAPPING[default]()
     if not isinstance(value, Mapping):
-        raise UserError(
-            f"{where} must be a transformers configuration or a dictionary with a model_type, not {value!r}."
-        )
+        raise UserError(f"{where} must be a transformers configuration or a dictionary with a model_type, not {value!r}.")
     values = dict(value)
     kind = values.pop("model_type", default)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -68,16 +64,13 @@ def text_configuration(value: Any, where: str, default: str = "llama") -> PreTra
         built = CONFIG_MAPPING[kind](**values)
     except Exception as error:  # strict dataclasses of transformers raise their own validation errors
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if foreign:
+        return built
     # transformers accepts unknown keys silently; a key that the class neither declares nor used is a slip of
     # the pen.
     plain = CONFIG_MAPPING[kind]().to_dict()
     for key in values:
-        if (
-            key not in plain
-            and not key.startswith("_")
-            and key not in _OF_TRANSFORMERS
-            and key not in _LEGACY_TEXT
-        ):
+        if key not in plain and not key.startswith("_") and key not in _OF_TRANSFORMERS and key not in _LEGACY_TEXT:
             raise unknown(f"key in {where} ({kind}):", key, plain)
     return built
 
@@ -113,13 +106,13 @@ class TesseraConfig(StrictConfig):
         self._expect("initializer_range", (float, int), "a number")
         self._expect("logits_with_loss", bool, "true or false")
         self.parts = part_specs.normalise({} if self.parts is None else self.parts)
-        self.text_config = text_configuration(self.text_config, "text_config")
+        # Another version of transformers may have saved keys of its own.
+        foreign = self.transformers_version not in (None, transformers.__version__)
+        self.text_config = text_configuration(self.text_config, "text_config", foreign=foreign)
         super().__post_init__(**kwargs)
         vocabulary = getattr(self.text_config, "vocab_size", None)
         if vocabulary is not None and not 0 <= self.image_token_id < vocabulary:
-            raise UserError(
-                f"image_token_id {self.image_token_id} is outside the vocabulary of {vocabulary} tokens."
-            )
+            raise UserError(f"image_token_id {self.image_token_id} is outside the vocabulary of {vocabulary} tokens.")
 
 
 class TesseraVisionConfig(StrictConfig):
@@ -181,9 +174,7 @@ class TesseraDualEncoderConfig(StrictConfig):
         for name in ("projection_dim", "pool_heads", "vocab_size", "text_width", "text_depth", "text_heads"):
             self._expect(name, int, "a whole number")
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"{type(self).__name__}.{name} must be at least 1, not {getattr(self, name)}."
-                )
+                raise UserError(f"{type(self).__name__}.{name} must be at least 1, not {getattr(self, name)}.")
         self._expect("max_position_embeddings", int, "a whole number")
         self._expect("pad_token_id", int, "a token id")
         self._expect("temperature", (float, int), "a number")

@@ -33,9 +33,9 @@ _MAX_LOGIT_SCALE = 100.0
 
 @dataclass
 class DualEncoderOutput(ModelOutput):
-    """loss: scalar or None;
+    """What a forward returns.
 
-    logits_per_image [I, X]; logits_per_text [X, I]; embeddings [I, E] and [X, E] of length 1.
+    loss: scalar or None; logits_per_image [I, X]; logits_per_text [X, I]; embeddings [I, E], [X, E] of length 1.
     """
 
     loss: Tensor | None = None
@@ -51,9 +51,7 @@ class AttentionPool(nn.Module):
     def __init__(self, width: int, out_width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise UserError(
-                f"an image tower of width {width} cannot be pooled by {heads} heads; set pool_heads."
-            )
+            raise UserError(f"an image tower of width {width} cannot be pooled by {heads} heads; set pool_heads.")
         self.heads = heads
         self.query = nn.Parameter(torch.empty(width))
         self.norm = nn.LayerNorm(width)
@@ -101,9 +99,7 @@ class TextTower(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, width)
         self.position = nn.Parameter(torch.empty(config.max_position_embeddings, width))
-        self.blocks = nn.ModuleList(
-            TextBlock(width, config.text_heads, config) for _ in range(config.text_depth)
-        )
+        self.blocks = nn.ModuleList(TextBlock(width, config.text_heads, config) for _ in range(config.text_depth))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, config.projection_dim, bias=False)
         self.init_weights()
@@ -123,16 +119,13 @@ class TextTower(nn.Module):
         length = input_ids.shape[1]
         if length > len(self.position):
             raise UserError(
-                f"a text has {length} tokens, {length - len(self.position)} more than the "
-                f"{len(self.position)} of this model."
+                f"a text has {length} tokens, {length - len(self.position)} more than the {len(self.position)} of this model."
             )
         there = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         # Counted over the tokens that are there, so that a text means the same however it is padded.
         places = (there.long().cumsum(1) - 1).clamp_min(0)
         x = self.embed(input_ids) + self.position[places]
-        visible = there[:, None, None, :].expand(-1, 1, length, length) | torch.eye(
-            length, dtype=torch.bool, device=x.device
-        )
+        visible = there[:, None, None, :].expand(-1, 1, length, length) | torch.eye(length, dtype=torch.bool, device=x.device)
         eager = self.config._attn_implementation in (None, "eager")
         mask = additive(visible, x.dtype) if eager else visible
         for block in self.blocks:
@@ -191,19 +184,14 @@ class TesseraDualEncoder(TesseraPreTrainedModel):
         Raises `UserError` if one is missing, or for a loss over unequal numbers.
         """
         if input_ids is None or pixel_values is None:
-            raise UserError(
-                "give both input_ids and pixel_values, or call get_text_features or get_image_features."
-            )
+            raise UserError("give both input_ids and pixel_values, or call get_text_features or get_image_features.")
         images = F.normalize(self.get_image_features(pixel_values).float(), dim=-1)
         texts = F.normalize(self.get_text_features(input_ids, attention_mask).float(), dim=-1)
         logits = self.logit_scale.float().exp().clamp_max(_MAX_LOGIT_SCALE) * images @ texts.t()
         loss = None
         if return_loss:
             if len(images) != len(texts):
-                raise UserError(
-                    f"a contrastive loss pairs images and texts, but there are {len(images)} and "
-                    f"{len(texts)}."
-                )
+                raise UserError(f"a contrastive loss pairs images and texts, but there are {len(images)} and {len(texts)}.")
             loss = contrastive_loss(logits)
         output = DualEncoderOutput(
             loss=loss,

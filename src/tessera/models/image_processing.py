@@ -15,7 +15,11 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from tessera.errors import UserError
+from tessera.errors import UserError, unknown
+
+_SETTINGS = ("size", "fit", "resample", "image_mean", "image_std")
+# What transformers saves beside them and passes back.
+_OF_TRANSFORMERS = ("image_processor_type", "processor_class", "auto_map", "data_format")
 
 
 class TesseraImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -48,6 +52,9 @@ class TesseraImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         **kwargs: Any,
     ) -> None:
+        for name in kwargs:
+            if name not in _OF_TRANSFORMERS and not name.startswith("_"):
+                raise unknown("setting of the image processor:", name, _SETTINGS)
         super().__init__(**kwargs)
         self.size = _size(size)
         self.fit = _fit(fit)
@@ -78,7 +85,7 @@ class TesseraImageProcessor(BaseImageProcessor):
         """
         size = _size(kwargs["size"]) if kwargs.get("size") is not None else self.size
         fit = _fit(kwargs["fit"]) if kwargs.get("fit") is not None else self.fit
-        flat = _flatten(images)
+        flat = flatten(images)
         if not flat:
             raise UserError("no image was given.")
         pixels = np.stack([self._one(image, size, fit) for image in flat])
@@ -102,9 +109,9 @@ class TesseraImageProcessor(BaseImageProcessor):
 
 
 def to_image(image: Any) -> Image.Image:
-    """A PIL image, path, data:
+    """A PIL image, path, data: URL, array or tensor as an upright RGB image.
 
-    URL, array or tensor as an upright RGB image. Raises `UserError` for anything else.
+    Raises `UserError` for anything else.
     """
     from tessera.data.images import open_image
 
@@ -113,9 +120,7 @@ def to_image(image: Any) -> Image.Image:
     if hasattr(image, "detach"):
         image = image.detach().cpu().float().numpy() if image.is_floating_point() else image.cpu().numpy()
     if not isinstance(image, np.ndarray):
-        raise UserError(
-            f"an image must be a PIL image, a path, an array or a tensor, not {type(image).__name__}."
-        )
+        raise UserError(f"an image must be a PIL image, a path, an array or a tensor, not {type(image).__name__}.")
     return open_image(Image.fromarray(_bytes(image)))
 
 
@@ -125,10 +130,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in channels) or not array.size:
-        raise UserError(
-            "an image array must be [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4, not "
-            f"{list(array.shape)}."
-        )
+        raise UserError(f"an image array must be [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4, not {list(array.shape)}.")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype == np.uint8:
@@ -137,16 +139,14 @@ def _bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * 255
     low, high = float(array.min()), float(array.max())
     if not np.issubdtype(array.dtype, np.floating) or not (low >= 0 and high <= 1):
-        raise UserError(
-            f"an image array must be uint8, or floats in [0, 1]; this one is {array.dtype} from "
-            f"{low:g} to {high:g}."
-        )
+        raise UserError(f"an image array must be uint8, or floats in [0, 1]; this one is {array.dtype} from {low:g} to {high:g}.")
     return np.ascontiguousarray((array * 255).round().astype(np.uint8))
 
 
-def _flatten(images: Any) -> list[Any]:
+def flatten(images: Any) -> list[Any]:
+    """A (nested) list, a batch [M, ...] or one image as a flat list; nothing for None."""
     if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _flatten(item)]
+        return [image for item in images for image in flatten(item)]
     if getattr(images, "ndim", 0) == 4:
         return list(images)
     return [] if images is None else [images]

@@ -27,9 +27,9 @@ _IMAGE_INPUTS = ("pixel_values", "visual_features", "image_features")
 
 @dataclass
 class TesseraCausalLMOutput(CausalLMOutputWithPast):
-    """loss, logits [B, T, V] or None;
+    """What a forward returns.
 
-    loss_sum and loss_weight: scalars with loss = loss_sum / loss_weight.
+    loss = loss_sum / loss_weight, scalars or None; logits [B, T, V] or None; image_hidden_states [M, n, E].
     """
 
     loss_sum: Tensor | None = None
@@ -47,9 +47,7 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = TesseraModel(config)
         self.post_init()
-        if (
-            self.generation_config is not None
-        ):  # a generated placeholder would stand for an image that does not exist
+        if self.generation_config is not None:  # a generated placeholder would stand for an image that does not exist
             self.generation_config.suppress_tokens = [config.image_token_id]
 
     def sockets(self) -> dict[str, nn.Module]:
@@ -90,15 +88,11 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         return self.model.get_image_features(pixel_values)
 
     def logits_of(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> logits [..., V], with the language model's own scaling and soft
-        capping."""
+        """Hidden states [..., E] -> logits [..., V], with the language model's own scaling and soft capping."""
         logits = self.get_output_embeddings()(hidden)
         text: Any = self.config.text_config
-        logits = (
-            logits
-            * (getattr(text, "logit_scale", None) or 1.0)
-            / (getattr(text, "logits_scaling", None) or 1.0)
-        )
+        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        logits = logits if scale == 1.0 else logits * scale
         cap = getattr(text, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -150,11 +144,7 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
             sums = next_token_loss(hidden, labels, self.logits_of, loss_weights, segment_ids)
             loss = sums.mean() if num_items_in_batch is None else sums.total / num_items_in_batch
         if labels is None or self.config.logits_with_loss:
-            keep = (
-                slice(-logits_to_keep, None)
-                if isinstance(logits_to_keep, int) and logits_to_keep
-                else logits_to_keep
-            )
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
             logits = self.logits_of(hidden[:, keep] if isinstance(keep, (slice, Tensor)) else hidden)
         output = TesseraCausalLMOutput(
             loss=loss,
@@ -172,9 +162,7 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Transformers' own, less the images once the cache holds them."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in _IMAGE_INPUTS:
                 inputs.pop(name, None)
@@ -189,9 +177,7 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor | None, dict[str, Any]]:
         # Rows are repeated one by one, so the images must be repeated row by row too, however many each row
         # has.
-        images = {
-            name: model_kwargs.pop(name) for name in _IMAGE_INPUTS if model_kwargs.get(name) is not None
-        }
+        images = {name: model_kwargs.pop(name) for name in _IMAGE_INPUTS if model_kwargs.get(name) is not None}
         if expand_size > 1 and images and input_ids is not None:
             counts = (input_ids == self.config.image_token_id).sum(1) // self.tokens_per_image
             for name, value in images.items():

@@ -2,6 +2,14 @@
 
 {"encoders": [{"kind": "conv_vit", ...}], "experts": {"kind": "single"}, "tokens": {"kind": "identity"},
  "connector": {"kind": "mlp"}, "coupling": {"kind": "prefix"}}
+
+What a part's constructor gets after its `Config`, by socket (keyword arguments), and what it must then have:
+
+encoders    backend (a config that knows the attention implementation)  -> image_size, width, grid
+experts     widths, grids (of all encoders)                             -> width, grid
+tokens      width, grid                                                 -> width, grid or None, token_count
+connectors  width, out_width                                            -> out_width
+couplings   width
 """
 
 from __future__ import annotations
@@ -34,8 +42,7 @@ def parse(socket: str, spec: Any, where: str) -> tuple[Any, Any]:
     kind = values.pop("kind", None)
     if not isinstance(kind, str):
         raise UserError(
-            f"{where}.kind names the part and must be text, not {kind!r}. Parts: "
-            f"{', '.join(registry.names(socket))}."
+            f"{where}.kind names the part and must be text, not {kind!r}. Parts: {', '.join(registry.names(socket))}."
         )
     target = registry.get(socket, kind).target
     return target, build(target.Config, values, where)
@@ -60,9 +67,7 @@ def normalise(parts: Any) -> dict[str, Any]:
         raise UserError(f"parts.encoders must be a list of at least one encoder, not {encoders!r}.")
     plain = {"kind": "single"} if len(encoders) == 1 else {"kind": "channel_concat"}
     return {
-        "encoders": [
-            normalise_one("encoders", spec, f"parts.encoders.{i}") for i, spec in enumerate(encoders)
-        ],
+        "encoders": [normalise_one("encoders", spec, f"parts.encoders.{i}") for i, spec in enumerate(encoders)],
         "experts": normalise_one("experts", parts.get("experts", plain), "parts.experts"),
         "tokens": normalise_one("tokens", parts.get("tokens", {"kind": "identity"}), "parts.tokens"),
         "connector": normalise_one("connectors", parts.get("connector", {"kind": "mlp"}), "parts.connector"),

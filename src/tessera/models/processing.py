@@ -13,7 +13,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
 
 from tessera.errors import UserError
-from tessera.models.image_processing import _flatten
+from tessera.models.image_processing import flatten
 
 
 class TesseraProcessor(ProcessorMixin):
@@ -32,7 +32,6 @@ class TesseraProcessor(ProcessorMixin):
         max_images: int = 16,
         max_length: int = 1024,
         chat_template: str | None = None,
-        **kwargs: Any,
     ) -> None:
         self.tokens_per_image = tokens_per_image
         self.max_images = max_images
@@ -50,9 +49,7 @@ class TesseraProcessor(ProcessorMixin):
         out = super().__call__(images=images, text=text, **kwargs)
         if text is not None:
             rows = [text] if isinstance(text, str) else list(text)
-            self._check_lengths(
-                out["input_ids"], out.get("attention_mask"), [row.count(self.image_token) for row in rows]
-            )
+            self._check_lengths(out["input_ids"], out.get("attention_mask"), [row.count(self.image_token) for row in rows])
         return out
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
@@ -61,9 +58,7 @@ class TesseraProcessor(ProcessorMixin):
             raise UserError("give images, text, or both.")
         for modality in ("videos", "audio"):
             if kwargs.get(modality) is not None:
-                raise UserError(
-                    f"this model reads images and text, not {modality}; give a clip as a list of its frames."
-                )
+                raise UserError(f"this model reads images and text, not {modality}; give a clip as a list of its frames.")
         if text is None:
             return
         rows = [text] if isinstance(text, str) else list(text)
@@ -72,22 +67,13 @@ class TesseraProcessor(ProcessorMixin):
         wanted = [row.count(self.image_token) for row in rows]
         for row, count in enumerate(wanted):
             if count > self.max_images:
-                raise UserError(
-                    f"text {row} holds {count} images; this model takes at most {self.max_images}."
-                )
-        nested = (
-            isinstance(images, (list, tuple))
-            and bool(images)
-            and all(isinstance(i, (list, tuple)) for i in images)
-        )
-        given = len(_flatten(images))
+                raise UserError(f"text {row} holds {count} images; this model takes at most {self.max_images}.")
+        nested = isinstance(images, (list, tuple)) and bool(images) and all(isinstance(i, (list, tuple)) for i in images)
+        given = len(flatten(images))
         if nested and len(images) == len(rows):
             for row, (count, own) in enumerate(zip(wanted, images, strict=True)):
                 if count != len(own):
-                    raise UserError(
-                        f"text {row} holds {count} {self.image_token} placeholders, but {len(own)} "
-                        "images are given."
-                    )
+                    raise UserError(f"text {row} holds {count} {self.image_token} placeholders, but {len(own)} images are given.")
         if sum(wanted) != given:
             raise UserError(
                 f"the text holds {sum(wanted)} {self.image_token} placeholders, but {given} images "
@@ -114,9 +100,7 @@ class TesseraProcessor(ProcessorMixin):
         for row, ids in zip(text, text_inputs["input_ids"], strict=True):
             wanted, left = row.count(self.image_token), [int(i) for i in ids].count(self.image_token_id)
             if wanted != left:
-                raise UserError(
-                    f"truncation cut image placeholders off: {left} of {wanted} are left. Allow more tokens."
-                )
+                raise UserError(f"truncation cut image placeholders off: {left} of {wanted} are left. Allow more tokens.")
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         """Tokens of images of the given (height, width) sizes; every image takes the same number."""
@@ -128,15 +112,10 @@ class TesseraProcessor(ProcessorMixin):
     def prompt(self, question: str, images: int = 1) -> str:
         """The text in front of the answer: one `<image>` per image, not yet expanded."""
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        return str(
-            self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        )
+        return str(self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
     def prefix_ids(self, images: int = 1) -> list[int]:
-        """Token ids of what questions about the same images share:
-
-        `<bos>` and the images, placeholders expanded.
-        """
+        """Token ids of `<bos>` and the images, placeholders expanded: what questions about them share."""
         text = self.tokenizer.bos_token + ("<img>" + self.image_token * self.tokens_per_image) * images
         return self._ids(text)
 
@@ -158,15 +137,11 @@ class TesseraDualProcessor(ProcessorMixin):
     max_length  tokens that one text may have
     """
 
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, max_length: int = 64, **kwargs: Any
-    ) -> None:
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_length: int = 64) -> None:
         self.max_length = max_length
         super().__init__(image_processor, tokenizer)
 
-    def __call__(
-        self, images: Any = None, text: Any = None, return_tensors: str | None = None, **kwargs: Any
-    ) -> BatchEncoding:
+    def __call__(self, images: Any = None, text: Any = None, return_tensors: str | None = None, **kwargs: Any) -> BatchEncoding:
         """Either or both; texts are padded to the longest. Raises `UserError` for a text that is too long."""
         if images is None and text is None:
             raise UserError("give images, text, or both.")
@@ -178,8 +153,7 @@ class TesseraDualProcessor(ProcessorMixin):
             longest = max(int(sum(mask)) for mask in encoded["attention_mask"])
             if longest > self.max_length:
                 raise UserError(
-                    f"a text has {longest} tokens, {longest - self.max_length} more than the "
-                    f"{self.max_length} allowed."
+                    f"a text has {longest} tokens, {longest - self.max_length} more than the {self.max_length} allowed."
                 )
             data.update(encoded)
         if images is not None:

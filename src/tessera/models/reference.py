@@ -33,9 +33,7 @@ def reference_folder(name: str) -> Path:
     return Path(str(resources.files("tessera.models"))) / "weights" / name
 
 
-def load(
-    name_or_path: str | Path, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
-) -> tuple[Any, Any]:
+def load(name_or_path: str | Path, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
 
     name_or_path: one of `REFERENCES`, a folder (Tessera's, or any transformers image-text-to-text
@@ -58,9 +56,7 @@ def resolve(name_or_path: str | Path) -> tuple[str, bool]:
     if text in REFERENCES:
         folder = reference_folder(text)
         if not folder.is_dir():
-            raise UserError(
-                f"the reference model {text!r} is not part of this installation ({folder} is missing)."
-            )
+            raise UserError(f"the reference model {text!r} is not part of this installation ({folder} is missing).")
         return str(folder), True
     if path.is_file():
         raise UserError(f"{text} is a file; a model is a folder with config.json and {_WEIGHTS}.")
@@ -89,8 +85,7 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"{folder} is incomplete: the weights file {shard} is missing.")
         elif any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
             raise UserError(
-                f"{folder} has pickled weights only, which can run code when they are read; save it "
-                "again as safetensors."
+                f"{folder} has pickled weights only, which can run code when they are read; save it again as safetensors."
             )
         else:
             raise UserError(f"{folder} has no weights: {_WEIGHTS} is missing.")
@@ -103,17 +98,11 @@ def check_safetensors(path: Path) -> None:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if len(start) < 8 or length > 100_000_000:
-            raise UserError(
-                f"{path} is not a safetensors file, or was cut off at its very beginning ({size} bytes)."
-            )
+            raise UserError(f"{path} is not a safetensors file, or was cut off at its very beginning ({size} bytes).")
         text = file.read(length)
     try:
         header = json.loads(text) if len(text) == length else None
-        ends = (
-            [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
-            if header
-            else None
-        )
+        ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"] if header else None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise UserError(f"{path} is damaged: its header cannot be read.") from None
     if ends is None:
@@ -124,27 +113,19 @@ def check_safetensors(path: Path) -> None:
 
 
 def save(model: Any, processor: Any, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Writes model and processor (may be None) to `folder`, whole or not at all;
-
-    floating weights are stored as `dtype`.
-    """
+    """Writes model and processor (or None) to `folder`, whole or not at all, floating weights as `dtype`."""
     with atomic_folder(folder) as temporary, _quiet():
         model.save_pretrained(temporary, state_dict=_cast(model.state_dict(), dtype))
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = str(dtype).removeprefix("torch.")
-        (temporary / "config.json").write_text(
-            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if processor is not None:
             processor.save_pretrained(temporary)
     return Path(folder)
 
 
 def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state with floating tensors as `dtype`;
-
-    tensors that were shared stay shared, so that they are stored once.
-    """
+    """The state with floating tensors as `dtype`; what was shared stays shared, so that it is stored once."""
     done: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     cast: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -169,9 +150,7 @@ def _load(where: str, local: bool, dtype: torch.dtype, attn_implementation: str 
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(where, **options)
             kind = config.model_type
-            auto = (
-                transformers.AutoModel if kind in _BY_AUTO_MODEL else transformers.AutoModelForImageTextToText
-            )
+            auto = transformers.AutoModel if kind in _BY_AUTO_MODEL else transformers.AutoModelForImageTextToText
             model, report = auto.from_pretrained(
                 where,
                 config=config,
@@ -181,21 +160,14 @@ def _load(where: str, local: bool, dtype: torch.dtype, attn_implementation: str 
                 **options,
                 **({"attn_implementation": attn_implementation} if attn_implementation else {}),
             )
-            of_images = (
-                transformers.AutoImageProcessor if kind == "tessera_vision" else transformers.AutoProcessor
-            )
+            of_images = transformers.AutoImageProcessor if kind == "tessera_vision" else transformers.AutoProcessor
             processor = of_images.from_pretrained(where, **options)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{where} cannot be loaded as a vision-language model: {_first_line(error)}"
-        ) from error
+        raise UserError(f"{where} cannot be loaded as a vision-language model: {_first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"the weights in {where} lack {len(missing)} tensors that its configuration wants, e.g. "
-            f"{missing[0]}."
-        )
+        raise UserError(f"the weights in {where} lack {len(missing)} tensors that its configuration wants, e.g. {missing[0]}.")
     return model.eval(), processor
 
 

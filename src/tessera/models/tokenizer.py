@@ -59,10 +59,7 @@ _PLAIN = {
 
 
 def vocabulary(words: Iterable[str]) -> list[str]:
-    """The tokens in the order of their ids:
-
-    specials, characters, their continuations, words. Words are split at spaces.
-    """
+    """The tokens in the order of their ids: specials, characters, continuations, words (split at spaces)."""
     pieces = dict.fromkeys(piece for word in words for piece in unicodedata.normalize("NFC", word).split())
     characters = dict.fromkeys(chr(code) for code in range(33, 127))
     characters.update(dict.fromkeys(sorted({c for piece in pieces for c in piece})))
@@ -79,11 +76,7 @@ def build_tokenizer(words: Iterable[str], max_length: int = 1024) -> PreTrainedT
     """
     tokens = vocabulary(words)
     ids = {token: index for index, token in enumerate(tokens)}
-    backend = Tokenizer(
-        models.WordPiece(
-            ids, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=4096
-        )
-    )
+    backend = Tokenizer(models.WordPiece(ids, unk_token="<unk>", continuing_subword_prefix="##", max_input_chars_per_word=4096))
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), *(normalizers.Replace(fancy, plain) for fancy, plain in _PLAIN.items())]
     )

@@ -23,9 +23,9 @@ from tessera.nn.loss import LossSums
 
 @dataclass
 class VisionOutput(ModelOutput):
-    """loss = loss_sum / loss_weight, scalars or None;
+    """What a forward returns.
 
-    logits [B, N, C] or None; last_hidden_state [B, N, D].
+    loss = loss_sum / loss_weight, scalars or None; logits [B, N, C] or None; last_hidden_state [B, N, D].
     """
 
     loss: Tensor | None = None
@@ -95,9 +95,7 @@ class TesseraVisionModel(TesseraPreTrainedModel):
         if labels is None:
             output = VisionOutput(logits=logits, last_hidden_state=features)
         elif logits is None:
-            raise UserError(
-                "labels were given, but this model has no head: set num_labels in its configuration."
-            )
+            raise UserError("labels were given, but this model has no head: set num_labels in its configuration.")
         else:
             keep = labels != -100
             each = F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")

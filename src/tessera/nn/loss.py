@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 
 class LossSums(NamedTuple):
-    """Unnormalised sums, so that micro-batches and processes add up exactly:
+    """Unnormalised sums, so that micro-batches and processes add up exactly; loss = total / weight.
 
-    loss = total / weight. Scalars, float32.
+    Scalars, float32.
     """
 
     total: Tensor

@@ -31,19 +31,14 @@ def segment_mask(segment_ids: Tensor, queries: int, attention_mask: Tensor | Non
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as the number that eager attention adds to its scores:
-
-    0 where True, the dtype's lowest where False.
-    """
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-        ~mask, torch.finfo(dtype).min
-    )
+    """A boolean mask as what eager attention adds to its scores: 0 where True, the lowest number where False."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def segment_positions(segment_ids: Tensor) -> Tensor:
-    """[B, K] -> position_ids [B, K] int64:
+    """[B, K] -> position_ids [B, K] int64.
 
-    the prefix counts from 0, every question goes on from the prefix's length.
+    The prefix counts from 0, every question goes on from the prefix's length.
     """
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     rank = same.tril(-1).sum(-1)

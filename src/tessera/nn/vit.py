@@ -34,7 +34,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T scaling + mask) v by matrix products:
+    """Softmax(q k^T scaling + mask) v by matrix products.
 
     q, k, v [B, H, N, D/H] -> [B, N, H, D/H], weights [B, H, N, N].
     """
@@ -60,12 +60,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         batch, count, width = x.shape
-        query, key, value = (
-            self.qkv(x).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation or "eager", eager_attention
-        )
+        query, key, value = self.qkv(x).view(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation or "eager", eager_attention)
         mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0)
         return self.out(mixed.reshape(batch, count, width))
 

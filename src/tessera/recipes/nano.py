@@ -6,7 +6,6 @@ from typing import Any
 
 from tessera.recipes import object_expert, reading_expert
 from tessera.recipes.recipe import Recipe
-from tessera.training.options import Questions
 from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 from tessera.world import WorldConfig
 
@@ -36,31 +35,25 @@ def model(layers: int, width: int = 192, heads: int = 4, hidden: int = 512) -> d
     }
 
 
+SIMPLE = {"scene": 0.8, "text": 0.15, "chart": 0.05}
+
+
 def nano() -> Recipe:
-    """Experts frozen while the language model learns to read them, then everything together, the towers at a lower rate."""
+    """Experts frozen while the language model learns to read them, half of the time from scenes of one to three things.
+
+    AdamW's rate is high because it moves the embeddings alone of what matters here: with a tenth of it the names of things do not
+    come out of the plateau at which only colours and counts are known.
+    """
     return Recipe(
         name="nano",
         about="Reference vision-language model of the built-in world.",
         model=model(layers=10),
         start=dict(EXPERTS),
-        worlds=[WorldConfig()],
-        questions=Questions(),
+        worlds=[WorldConfig(kinds=dict(SIMPLE), things=(1, 3)), WorldConfig()],
         training=TrainConfig(
-            stages=[
-                Stage(
-                    name="instruct",
-                    steps=3600,
-                    train={"*": 1.0, "encoders.*": 0.0},
-                    schedule=Schedule(kind="wsd", warmup=200, decay=0.1, final=0.5),
-                ),
-                Stage(
-                    name="together",
-                    steps=1500,
-                    train={"*": 1.0, "encoders.*": 0.3},
-                    schedule=Schedule(kind="wsd", warmup=20, decay=0.7, final=0.02),
-                ),
-            ],
-            optim=OptimConfig(lr=1e-3, muon_lr=0.02),
+            stages=[Stage(name="instruct", steps=1700, train={"*": 1.0, "encoders.*": 0.0})],
+            schedule=Schedule(kind="wsd", warmup=100, decay=0.4, final=0.03),
+            optim=OptimConfig(lr=1.5e-2, muon_lr=0.02),
             batch_size=24,
             compile="off",
         ),

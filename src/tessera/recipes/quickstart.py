@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from tessera.evaluation.items import EvaluationConfig
 from tessera.recipes import nano
-from tessera.recipes.recipe import Examination, Recipe
+from tessera.recipes.recipe import Recipe
 from tessera.training.options import Questions
 from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 from tessera.world import WorldConfig
+
+TYPES = (
+    "existence", "count", "total", "relation", "position", "distance", "size", "number", "attribute", "category", "odd",
+    "reading", "chart", "box", "at", "multihop",
+)  # fmt: skip
+"""All that are about one image: pairs and clips are left to longer recipes."""
 
 
 def quickstart() -> Recipe:
@@ -25,5 +32,5 @@ def quickstart() -> Recipe:
             batch_size=24,
             save_every=200,
         ),
-        examination=Examination(questions=1500),
+        evaluation=EvaluationConfig(world=WorldConfig(split="test"), n=1600, types=TYPES),
     )

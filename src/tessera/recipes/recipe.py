@@ -16,18 +16,10 @@ from typing import Any, Literal
 
 from tessera.config import config
 from tessera.errors import UserError, unknown
+from tessera.evaluation.items import EvaluationConfig
 from tessera.training.options import Questions
 from tessera.training.plan import TrainConfig
 from tessera.world import WorldConfig
-
-
-@config
-class Examination:
-    """How the result is measured: `questions` of the split in all (spread over the types), with `seed`."""
-
-    split: str = "test"
-    questions: int = 5000
-    seed: int = 0
 
 
 @config
@@ -35,9 +27,9 @@ class Recipe:
     """A complete experiment.
 
     task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
-    "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or folder
-    that its weights come from ("*": the whole model). worlds: where samples come from, in turn; data: a dataset's path in place of
-    the worlds (task "questions"), with its image folder; blind: train and measure without images.
+    "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or
+    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; data: a dataset's path in
+    place of the worlds (task "questions"), with its image folder; blind: train and measure without images.
     """
 
     name: str
@@ -51,7 +43,7 @@ class Recipe:
     blind: bool = False
     questions: Questions = field(default_factory=Questions)
     training: TrainConfig = field(default_factory=TrainConfig)
-    examination: Examination = field(default_factory=Examination)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def names() -> list[str]:
@@ -85,5 +77,7 @@ def _from_file(path: Path, function: str) -> Recipe:
         raise unknown(f"function in {path}:", function, offered)
     made = make()
     if not isinstance(made, Recipe):
-        raise UserError(f"{path}:{function} returned {type(made).__name__}; a recipe function returns a tessera.recipes.recipe.Recipe.")
+        raise UserError(
+            f"{path}:{function} returned {type(made).__name__}; a recipe function returns a tessera.recipes.recipe.Recipe."
+        )
     return made

@@ -27,7 +27,12 @@ class CaptionData:
         samples = [self.worlds[i % len(self.worlds)][i] for i in indices]
         text = self.processor(text=[caption(s) for s in samples], return_tensors="pt")
         pixels = to_pixels([np.asarray(s.images()[0]) for s in samples])
-        return {"pixel_values": pixels, "input_ids": text["input_ids"], "attention_mask": text["attention_mask"], "return_loss": torch.tensor(True)}
+        return {
+            "pixel_values": pixels,
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "return_loss": torch.tensor(True),
+        }
 
 
 def caption(sample: Sample) -> str:

@@ -110,16 +110,12 @@ def load(out: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor
             if actual != size:
                 raise TesseraError(f"{folder / name} is damaged: it has {actual} bytes, {size} were written.")
         if state["version"] != VERSION:
-            raise UserError(
-                f"{folder} is of another version of Tessera (format {state['version']}, not {VERSION})."
-            )
+            raise UserError(f"{folder} is of another version of Tessera (format {state['version']}, not {VERSION}).")
         model, optimizer = (load_file(folder / name) for name in FILES)
     except TesseraError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TesseraError(
-            f"the checkpoint {folder} cannot be read ({error}). Delete it to start from the beginning."
-        ) from error
+        raise TesseraError(f"the checkpoint {folder} cannot be read ({error}). Delete it to start from the beginning.") from error
     return state, model, optimizer
 
 

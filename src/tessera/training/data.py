@@ -48,9 +48,7 @@ def sample_numbers(step: int, rank: int, world_size: int, micro: int, config: Tr
     """Running numbers (0, 1, ...) of a slice's samples; those of a step are `batch_size` consecutive ones."""
     slices, index = config.accumulation * world_size, micro * world_size + rank
     first = step * config.batch_size
-    return range(
-        first + index * config.batch_size // slices, first + (index + 1) * config.batch_size // slices
-    )
+    return range(first + index * config.batch_size // slices, first + (index + 1) * config.batch_size // slices)
 
 
 def count(batch: Batch) -> Counter[str]:
@@ -61,9 +59,7 @@ def count(batch: Batch) -> Counter[str]:
         return Counter(samples=len(segments), questions=questions, tokens=tokens)
     if ids is not None:
         mask = batch.get("attention_mask")
-        return Counter(
-            samples=len(ids), questions=len(ids), tokens=ids.numel() if mask is None else int(mask.sum())
-        )
+        return Counter(samples=len(ids), questions=len(ids), tokens=ids.numel() if mask is None else int(mask.sum()))
     return Counter(samples=0 if pixels is None else len(pixels))
 
 
@@ -74,9 +70,7 @@ class Batches:
     drawn from (seed, epoch).
     """
 
-    def __init__(
-        self, collate: Callable[[Sequence[int]], Batch], config: TrainConfig, length: int | None = None
-    ) -> None:
+    def __init__(self, collate: Callable[[Sequence[int]], Batch], config: TrainConfig, length: int | None = None) -> None:
         self.collate = collate
         self.config = config
         self.length = length
@@ -105,9 +99,7 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 class Prefetch:
     """Gives the batches of `steps` in order, prepared ahead by one thread or by `workers` processes."""
 
-    def __init__(
-        self, data: TrainingData, steps: range, rank: int, world_size: int, config: TrainConfig, pin: bool
-    ) -> None:
+    def __init__(self, data: TrainingData, steps: range, rank: int, world_size: int, config: TrainConfig, pin: bool) -> None:
         requests = [(step, micro) for step in steps for micro in range(config.accumulation)]
         source = _Source(data, rank, world_size)
         self._pool: ThreadPoolExecutor | None = None
@@ -142,9 +134,7 @@ class Prefetch:
         self._batches = iter(())
 
     @staticmethod
-    def _ahead(
-        source: _Source, requests: Sequence[Request], depth: int, pool: ThreadPoolExecutor
-    ) -> Iterator[Any]:
+    def _ahead(source: _Source, requests: Sequence[Request], depth: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
         pending: deque[Future[Any]] = deque()
         for request in requests:
             pending.append(pool.submit(source.__getitem__, request))

@@ -74,7 +74,8 @@ class DenseData:
         rows, columns = height // self.patch, width // self.patch
         labels = np.zeros((rows, columns), np.int64)
         x, y = (np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows
-        for text, box, *_ in [*drawing.characters, *drawing.strings]:
+        written = [*drawing.characters, *((text, box) for text, box, _ in drawing.strings)]
+        for text, box in written:
             inside_y = (y >= box[1] - 0.2 / rows) & (y <= box[3] + 0.2 / rows)
             step = (box[2] - box[0]) / len(text)
             for k, character in enumerate(text):

@@ -78,9 +78,7 @@ def loss_of(output: Any) -> tuple[Tensor, Tensor]:
         return loss_sum, torch.as_tensor(weight, device=loss_sum.device)
     loss = getattr(output, "loss", None)
     if loss is None:
-        raise UserError(
-            "the model returned no loss: the batch needs `labels`, the output `loss_sum` and `loss_weight`."
-        )
+        raise UserError("the model returned no loss: the batch needs `labels`, the output `loss_sum` and `loss_weight`.")
     return loss, loss.new_ones(())
 
 

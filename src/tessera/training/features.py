@@ -78,9 +78,7 @@ class FeatureStore:
         path = self.folder / f"{self._files:06}.safetensors"
         try:
             with atomic_write(path) as temporary:
-                save_file(
-                    {"features": features.detach().cpu().contiguous()}, temporary, {"keys": json.dumps(keys)}
-                )
+                save_file({"features": features.detach().cpu().contiguous()}, temporary, {"keys": json.dumps(keys)})
         except (SafetensorError, TesseraError, OSError):
             self.closed = True
             return

@@ -72,9 +72,7 @@ class Board:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError(
-                "training.tensorboard needs the package tensorboard: pip install tensorboard."
-            ) from error
+            raise UserError("training.tensorboard needs the package tensorboard: pip install tensorboard.") from error
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, values: dict[str, Any], step: int, prefix: str) -> None:

@@ -53,11 +53,7 @@ def hidden_matrices(model: nn.Module) -> set[int]:
             tied |= {id(p) for p in head.parameters()}
     found = set()
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.Linear)
-            and name.rpartition(".")[2] not in HEADS
-            and min(module.weight.shape) > 1
-        ):
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] not in HEADS and min(module.weight.shape) > 1:
             found.add(id(module.weight))
     found -= tied
     for parameter in model.parameters():
@@ -104,9 +100,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
                 fused = parameter.device.type != "mps"
-                state["step"] = torch.zeros(
-                    (), dtype=torch.float32, device=parameter.device if fused else None
-                )
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else None)
         return state
 
     @torch.no_grad()

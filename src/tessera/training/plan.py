@@ -145,9 +145,7 @@ class TrainConfig:
             if getattr(self, key) < 0:
                 raise UserError(f"training.{key} is {getattr(self, key)}; it cannot be negative.")
         if self.batch_size < self.accumulation:
-            raise UserError(
-                f"training.batch_size is {self.batch_size}; {self.accumulation} micro-batches need more."
-            )
+            raise UserError(f"training.batch_size is {self.batch_size}; {self.accumulation} micro-batches need more.")
 
 
 HARMLESS = (

@@ -71,7 +71,9 @@ def build(recipe: Recipe) -> tuple[Any, Any]:
     if recipe.task == "captions":
         dual = TesseraDualEncoderConfig(**{**recipe.model, "vocab_size": _padded(len(tokenizer))})
         encoder: Any = TesseraDualEncoder._from_config(dual, attn_implementation=attention)
-        processor = TesseraDualProcessor(TesseraImageProcessor(int(encoder.encoder.image_size)), tokenizer, dual.max_position_embeddings)
+        processor = TesseraDualProcessor(
+            TesseraImageProcessor(int(encoder.encoder.image_size)), tokenizer, dual.max_position_embeddings
+        )
         return _start(recipe, encoder), processor
     ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("pad", "bos", "eos")}
     text = {**recipe.model["text_config"], "vocab_size": _padded(len(tokenizer)), **ids}
@@ -95,12 +97,12 @@ def training_data(recipe: Recipe, model: Any, processor: Any) -> TrainingData:
         if recipe.task != "questions":
             raise UserError(f"recipe {recipe.name!r}: a dataset's path goes with task 'questions', not {recipe.task!r}.")
         config = recipe.training
-        return SupervisedData(read(recipe.data, recipe.images), processor, config.batch_size, config.seed)
+        return SupervisedData(
+            read(recipe.data, recipe.images), processor, config.batch_size, config.seed, accumulation=config.accumulation
+        )
     worlds = [World(w) for w in recipe.worlds]
     if recipe.task == "questions":
-        if len(worlds) != 1:
-            raise UserError(f"recipe {recipe.name!r}: task 'questions' takes one world, not {len(worlds)}.")
-        questions = WorldQuestions(worlds[0], processor, recipe.questions, recipe.training.batch_size, recipe.blind)
+        questions = WorldQuestions(worlds, processor, recipe.questions, recipe.training.batch_size, recipe.blind)
         return Batches(questions.collate, recipe.training)
     if recipe.task == "captions":
         return Batches(CaptionData(worlds, processor).collate, recipe.training)
@@ -121,7 +123,9 @@ def _start(recipe: Recipe, model: Any) -> Any:
         try:
             sockets[socket].load_state_dict(weights.state_dict())
         except RuntimeError as error:
-            raise UserError(f"start.{socket}: {source} does not fit the recipe's part ({str(error).splitlines()[-1].strip()})") from error
+            raise UserError(
+                f"start.{socket}: {source} does not fit the recipe's part ({str(error).splitlines()[-1].strip()})"
+            ) from error
     return model
 
 

@@ -19,9 +19,7 @@ def outer_first(sockets: Mapping[str, nn.Module]) -> list[str]:
     return sorted(sockets, key=lambda name: -sum(1 for _ in sockets[name].modules()))
 
 
-def factors(
-    sockets: Mapping[str, nn.Module], plan: Mapping[str, float], trainable: set[int]
-) -> dict[int, float]:
+def factors(sockets: Mapping[str, nn.Module], plan: Mapping[str, float], trainable: set[int]) -> dict[int, float]:
     """Learning-rate multiplier (> 0) by id of the parameters that train under `plan` (socket -> multiplier).
 
     A parameter that two sockets share trains if one of them does; one that is not in `trainable` never does.
@@ -37,9 +35,7 @@ def factors(
     return {key: factor for key, factor in found.items() if factor > 0}
 
 
-def freeze(
-    model: nn.Module, sockets: Mapping[str, nn.Module], plan: Mapping[str, float], trained: Iterable[int]
-) -> None:
+def freeze(model: nn.Module, sockets: Mapping[str, nn.Module], plan: Mapping[str, float], trained: Iterable[int]) -> None:
     """Lets exactly the parameters with an id in `trained` have gradients; frozen sockets go to eval mode."""
     wanted = set(trained)
     for parameter in model.parameters():

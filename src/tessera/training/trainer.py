@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -105,20 +106,22 @@ class Trainer:
     def run(self, resume: bool = True) -> Result:
         """Trains from the checkpoint in `out`, if there is one and `resume`, to the last step or to a signal.
 
+        Without `resume` a checkpoint and a log that are there are dropped.
+
         Raises `UserError` when the checkpoint belongs to other settings, `TesseraError` when the loss is not
         finite for three steps in a row or the disk is full. The last checkpoint stays whole in every case.
         """
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
             checkpoint.recover(self.out)
+            if not resume:
+                shutil.rmtree(self.out / checkpoint.NAME, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         settings = {k: v for k, v in to_dict(self.config).items() if k not in HARMLESS}
         loaded = checkpoint.load(self.out) if resume else None
         why = self._decide() if loaded is None else self._restore(*loaded, settings)
         del loaded  # its files would keep their space on the disk until the run ends
         self.state["settings"] = settings
-        trained = {key for found in self._factors for key in found}
-        cast(self.model, trained, everything=self.state["precision"] == "fp32")
         self.model.to(self.accelerator.device)
         self._outputs.open(self.out, self.step, self.config)
         try:
@@ -144,12 +147,13 @@ class Trainer:
                 f"{self.out / checkpoint.NAME} was written with other settings: {'; '.join(changed[:5])}. "
                 "Give the old ones, start in another folder, or start again without resuming."
             )
-        checkpoint.load_model(self.model, model)
         self._optimizer_state = optimizer
         self.state = {key: state.get(key, value) for key, value in _fresh_state().items()}
         if self.config.compile != "auto":
             self.state["compiled"] = self.config.compile == "on"
         self.step = state["step"]
+        self._cast()  # before the weights come: a model built in bfloat16 would round them
+        checkpoint.load_model(self.model, model)
         return f"resuming from step {self.step} in {self.state['precision']}"
 
     def _decide(self) -> str:
@@ -165,10 +169,15 @@ class Trainer:
             torch.distributed.broadcast(choice, 0)
         half, compiled = (bool(x) for x in choice.tolist())
         self.state.update(precision="bf16" if half else "fp32", compiled=compiled)
+        self._cast()
         words = [f"precision {self.state['precision']} ({why})", "compiled" if compiled else "not compiled"]
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not is_sharded(self.accelerator):
             words.append("accelerate shards on accelerators only: each process holds the whole model")
         return "; ".join(words)
+
+    def _cast(self) -> None:
+        trained = {key for found in self._factors for key in found}
+        cast(self.model, trained, everything=self.state["precision"] == "fp32")
 
     def _train(self, interrupt: Interrupt) -> Result:
         config, accelerator = self.config, self.accelerator
@@ -255,17 +264,12 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - begin
         self.state["seconds"] += seconds
-        record: dict[str, Any] = dict(
-            step=self.step, stage=stage.name, loss=loss, lr=optim.lr * factor, grad_norm=norm
-        )
+        record: dict[str, Any] = dict(step=self.step, stage=stage.name, loss=loss, lr=optim.lr * factor, grad_norm=norm)
         for key, value in zip(COUNTED, counted, strict=True):
             self.state[key] += int(value)
             record[key] = self.state[key]
         record |= dict(seconds=round(self.state["seconds"], 3), waited=round(waited, 4))
-        record |= {
-            f"{key}_per_second": round(value / seconds, 1)
-            for key, value in zip(COUNTED, counted, strict=True)
-        }
+        record |= {f"{key}_per_second": round(value / seconds, 1) for key, value in zip(COUNTED, counted, strict=True)}
         failure = self._skip(record, weight)
         self._outputs.step(record, seconds)
         if failure and self.state["in_a_row"] >= SKIPS:

@@ -24,13 +24,17 @@ class WorldQuestions:
 
     All samples of a training step hold the same number of images, so that none of the sequence is padding: a block of
     `batch_size` indices is of single images, of pairs (every second index is used) or of clips (every `frames`-th), so that every
-    step encodes about the same number of images. Which one is a function of the block alone.
+    step encodes about the same number of images. Which one, and which of the worlds, is a function of the block alone.
     """
 
-    def __init__(self, world: World, processor: Any, options: Questions, batch_size: int, blind: bool = False) -> None:
-        self.world, self.processor, self.options, self.batch_size, self.blind = world, processor, options, batch_size, blind
-        single = {k: w for k, w in world.config.kinds.items() if k in ("scene", "text", "chart") and w > 0}
-        self._single, self._weights = sorted(single), [single[k] for k in sorted(single)]
+    def __init__(self, worlds: Sequence[World], processor: Any, options: Questions, batch_size: int, blind: bool = False) -> None:
+        self.worlds, self.processor, self.options, self.batch_size, self.blind = (
+            list(worlds),
+            processor,
+            options,
+            batch_size,
+            blind,
+        )
         self._prefix: dict[int, np.ndarray] = {}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -51,15 +55,17 @@ class WorldQuestions:
         return self._prefix[images]
 
     def _samples(self, indices: Sequence[int]) -> list[Sample]:
-        block = Rng("block", self.world.config.seed, indices[0] // self.batch_size)
+        number = indices[0] // self.batch_size
+        block = Rng("block", self.worlds[0].config.seed, number)
+        world = self.worlds[number % len(self.worlds)]
         pair, clip = self.options.several
         point = block.uniform()
         if point < pair:
-            return [self.world.sample(i, "pair") for i in indices if i % 2 == 0]
+            return [world.sample(i, "pair") for i in indices if i % 2 == 0]
         if point < pair + clip:
-            frames = block.integer(*self.world.config.frames)
-            return [self.world.sample(i, "clip", frames) for i in indices if i % frames == 0]
-        return [self.world.sample(i, Rng("kind", i).weighted(self._single, self._weights)) for i in indices]
+            frames = block.integer(*world.config.frames)
+            return [world.sample(i, "clip", frames) for i in indices if i % frames == 0]
+        return [world.sample(i, _single(world, i)) for i in indices]
 
     def _items(self, sample: Sample) -> list[Item]:
         rng = sample.rng("training")
@@ -82,3 +88,9 @@ class WorldQuestions:
             return []
         ids: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _single(world: World, index: int) -> str:
+    """A kind of sample with one image, by the world's weights."""
+    weights = {k: w for k, w in sorted(world.config.kinds.items()) if k in ("scene", "text", "chart")}
+    return Rng("kind", index).weighted(list(weights), list(weights.values()))

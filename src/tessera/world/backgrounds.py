@@ -124,9 +124,7 @@ def _mask(kind: str, width: int, height: int, direction: int, count: int) -> Ima
     return Image.fromarray(mask)
 
 
-def _texture(
-    kind: str, width: int, height: int, direction: int, count: int, fine: int, top: int, bottom: int
-) -> np.ndarray:
+def _texture(kind: str, width: int, height: int, direction: int, count: int, fine: int, top: int, bottom: int) -> np.ndarray:
     """[(bottom - top) * fine, width * fine] bool: points of the second colour; 840 units are one period."""
     period = 840
     short = min(width, height) * fine

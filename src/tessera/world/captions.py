@@ -99,9 +99,7 @@ def _dense(facts: Facts, events: list[str]) -> str:
     colours = facts.lexicon.sign_colours
     for sign in frame.scene.signs:
         colour = colours[sign.palette % len(colours)]
-        sentences.append(
-            _say("dense_sign", a=article(colour), colour=colour, place=_place(sign.box), text=sign.text)
-        )
+        sentences.append(_say("dense_sign", a=article(colour), colour=colour, place=_place(sign.box), text=sign.text))
     if frame.scene.panel is not None:
         sentences += _panel(frame.scene.panel)
     background = frame.scene.background
@@ -117,9 +115,7 @@ def _dense(facts: Facts, events: list[str]) -> str:
 def _panel(panel: Panel) -> list[str]:
     kind = PANELS[panel.kind]
     data = [f"{label} {value}" for label, value in zip(panel.labels, panel.values, strict=True)]
-    sentences = [
-        _say("dense_panel", a=article(kind), kind=kind, place=_place(panel.box), data=enumerate_words(data))
-    ]
+    sentences = [_say("dense_panel", a=article(kind), kind=kind, place=_place(panel.box), data=enumerate_words(data))]
     if panel.title:
         sentences.append(_say("dense_title", title=panel.title))
     if panel.kind == "receipt":
@@ -133,9 +129,7 @@ def _child(facts: Facts, rng: Rng, events: list[str]) -> str:
     groups = _groups(frame)[:_CHILD_THINGS]
     for group in groups:
         name = group[0].name
-        sentences.append(
-            _say("child_many" if len(group) > 1 else "child", a=article(name), name=name, n=len(group))
-        )
+        sentences.append(_say("child_many" if len(group) > 1 else "child", a=article(name), name=name, n=len(group)))
     if groups and len(groups[0]) == 1 and groups[0][0].side >= _BIG:
         sentences.append(_say("child_size", name=groups[0][0].name))
     if frame.scene.signs:

@@ -94,15 +94,11 @@ def _shrunk(image: Image.Image, factor: float, resample: Image.Resampling) -> Im
 
 
 def _pixelate(image: Image.Image, level: int, rng: Rng) -> Image.Image:
-    return _shrunk(
-        image, max(1.0, _pixels(image, (2.0, 3.0, 4.5, 6.5, 9.0)[level])), Image.Resampling.NEAREST
-    )
+    return _shrunk(image, max(1.0, _pixels(image, (2.0, 3.0, 4.5, 6.5, 9.0)[level])), Image.Resampling.NEAREST)
 
 
 def _downscale(image: Image.Image, level: int, rng: Rng) -> Image.Image:
-    return _shrunk(
-        image, max(1.0, _pixels(image, (1.5, 2.2, 3.2, 4.5, 6.5)[level])), Image.Resampling.BICUBIC
-    )
+    return _shrunk(image, max(1.0, _pixels(image, (1.5, 2.2, 3.2, 4.5, 6.5)[level])), Image.Resampling.BICUBIC)
 
 
 def _contrast(image: Image.Image, level: int, rng: Rng) -> Image.Image:

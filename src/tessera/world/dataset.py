@@ -30,9 +30,11 @@ class WorldConfig:
     """Which part of the world, and at which size.
 
     split: "train", "val", "test" (different scenes); seed: another world of the same kind; width, height: pixels, 64 to 2048;
-    pool: concepts "base", "novel", "everyday" or "all"; styles: of "noto", "twemoji"; combinations: colour x concept pairs "seen",
-    "held-out" or "all"; kinds: weights of "scene", "text", "chart", "pair", "clip"; frames: fewest and most frames of a clip, 2 to 16;
-    things: fewest and most things of a scene, 1 to 12; corruption: "" or a name of `tessera.world.corruptions` with strength 1 to 5.
+    pool: concepts "base", "novel", "everyday" or "all"; styles: of "noto", "twemoji"; combinations: colour x concept pairs
+    "seen", "held-out" or "all"; kinds: weights of "scene", "text", "chart", "pair", "clip"; frames: fewest and most frames of
+    a clip, 2 to 16;
+    things: fewest and most things of a scene, 1 to 12; corruption: "" or a name of `tessera.world.corruptions` with strength 1
+    to 5.
     """
 
     split: str = "train"
@@ -83,7 +85,13 @@ class Sample:
     __slots__ = ("_truth", "changes", "config", "frames", "index", "kind", "pool")
 
     def __init__(
-        self, config: WorldConfig, index: int, kind: str, frames: tuple[Scene, ...], changes: tuple[Change, ...], pool: tuple[int, ...]
+        self,
+        config: WorldConfig,
+        index: int,
+        kind: str,
+        frames: tuple[Scene, ...],
+        changes: tuple[Change, ...],
+        pool: tuple[int, ...],
     ) -> None:
         self.config, self.index, self.kind, self.frames, self.changes, self.pool = config, index, kind, frames, changes, pool
         self._truth: dict[int, tuple[Truth, ...]] = {}
@@ -137,7 +145,7 @@ class Sample:
         return generate(self, self.rng("questions"), types)
 
     def captions(self) -> dict[str, str]:
-        """"short", "dense" and "child" descriptions."""
+        """ "short", "dense" and "child" descriptions."""
         from tessera.world.captions import captions
 
         return captions(self)

@@ -64,7 +64,11 @@ class Canvas:
         font = load_font(self.unit)
         wide, tall = round(font.getlength(text)) + 6, self.unit + 5
         x0, y0, x1, y1 = around
-        places = [(x, y) for y in (y0 - tall, y1 + 1, y0 + 2, y1 - tall - 2) for x in (x0 - 1, x1 - wide + 2, (x0 + x1 - wide) / 2)]
+        places = [
+            (x, y)
+            for y in (y0 - tall, y1 + 1, y0 + 2, y1 - tall - 2, y1 + tall + 1, y0 - 2 * tall)
+            for x in (x0 - 1, x1 - wide + 2, (x0 + x1 - wide) / 2)
+        ]
         if beside:
             middle = (y0 + y1 - tall) / 2
             places = [(x1 + 2, middle), (x0 - wide - 1, middle), *places]

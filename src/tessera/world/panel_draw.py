@@ -76,9 +76,7 @@ def _check(panel: Panel) -> None:
         if colour not in COLOURS:
             raise unknown("panel colour", colour, COLOURS)
     if min(panel.values) < 0 or (panel.kind == "pie" and (sum(panel.values) != 100 or min(panel.values) < 1)):
-        raise UserError(
-            f"values must not be negative, and a pie's are percent with sum 100, not {panel.values}."
-        )
+        raise UserError(f"values must not be negative, and a pie's are percent with sum 100, not {panel.values}.")
 
 
 def _inset(area: Area, by: int) -> Area:
@@ -216,10 +214,7 @@ def _line(sheet: _Sheet, panel: Panel, area: Area) -> None:
     radius = _radius((right - left) / len(panel.values), base - top)
     away = radius + _gap(base - top)
     low = base if axis else base - _cap(size) - away - 1  # room for numbers under the lowest points
-    points = [
-        ((slots[i] + slots[i + 1]) / 2, low - _height(value, scale, low - top))
-        for i, value in enumerate(panel.values)
-    ]
+    points = [((slots[i] + slots[i + 1]) / 2, low - _height(value, scale, low - top)) for i, value in enumerate(panel.values)]
     colour = COLOURS[panel.colours[0]]
     spots = [] if axis else _number_spots(points, [str(value) for value in panel.values], size, away)
     margin = radius + 2
@@ -234,16 +229,12 @@ def _line(sheet: _Sheet, panel: Panel, area: Area) -> None:
     sheet.image.paste(colour, corner, mask.reduce(_FINE))
     for (x, y), value in zip(spots, panel.values, strict=False):
         half = text_layout(str(value), size)[1] / 2
-        sheet.fill(
-            _PAPER, int(x - half), int(y - _cap(size) / 2), int(x + half + 1), int(y + _cap(size) / 2 + 1)
-        )
+        sheet.fill(_PAPER, int(x - half), int(y - _cap(size) / 2), int(x + half + 1), int(y + _cap(size) / 2 + 1))
     for (x, y), value in zip(spots, panel.values, strict=False):
         sheet.write(str(value), "value", x, y, size)
 
 
-def _number_spots(
-    points: list[tuple[float, int]], texts: list[str], size: int, distance: int
-) -> list[tuple[float, float]]:
+def _number_spots(points: list[tuple[float, int]], texts: list[str], size: int, distance: int) -> list[tuple[float, float]]:
     """Centres for numbers above or below their points, on the side where the line is farther."""
     away = distance + _cap(size) / 2
     spots = []
@@ -351,9 +342,7 @@ def _table(sheet: _Sheet, panel: Panel, area: Area) -> None:
         first = 1
         sheet.fill(accent, x0, edges[0], x1, edges[1])
         head = _common_size([panel.title], (x1 - x0) * 0.9, tall * 0.56)
-        sheet.write(
-            panel.title, "title", (x0 + x1) / 2, (edges[0] + edges[1]) / 2, head, ink=contrast_ink(accent)
-        )
+        sheet.write(panel.title, "title", (x0 + x1) / 2, (edges[0] + edges[1]) / 2, head, ink=contrast_ink(accent))
     for i, (label, value) in enumerate(zip(panel.labels, values, strict=True)):
         top, bottom = edges[first + i], edges[first + i + 1]
         if i % 2 == 0:

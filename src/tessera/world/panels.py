@@ -89,9 +89,7 @@ _WIDTHS = dict(
     )
 )
 _AXIS_SHARE = {"bar": 0.35, "line": 0.25}
-_LINE_COLOURS = tuple(
-    colour for colour in CHART_COLOURS if colour not in ("yellow", "pink")
-)  # too light for lines
+_LINE_COLOURS = tuple(colour for colour in CHART_COLOURS if colour not in ("yellow", "pink"))  # too light for lines
 
 
 def sample_panel(rng: Rng, kinds: Sequence[PanelKind] = PANEL_KINDS) -> Panel:
@@ -128,20 +126,14 @@ def sample_panel(rng: Rng, kinds: Sequence[PanelKind] = PANEL_KINDS) -> Panel:
         colours = tuple(rng.pick(CHART_COLOURS, count))
     else:
         colours = (rng.choice(_LINE_COLOURS if kind == "line" else CHART_COLOURS),) * count
-    return Panel(
-        kind=kind, labels=labels, values=values, colours=colours, box=_box(rng, kind, count), title=title
-    )
+    return Panel(kind=kind, labels=labels, values=values, colours=colours, box=_box(rng, kind, count), title=title)
 
 
 @cache
 def _narrow(room: int) -> tuple[str, ...]:
     """The labels no wider than `room`, without the shortest where there is room for longer ones."""
     shortest = 3 if room > 200 else 2
-    return tuple(
-        label
-        for label in LABELS
-        if len(label) >= shortest and sum(_WIDTHS[letter] for letter in label) <= room
-    )
+    return tuple(label for label in LABELS if len(label) >= shortest and sum(_WIDTHS[letter] for letter in label) <= room)
 
 
 def _spread(rng: Rng, among: range, count: int) -> tuple[int, ...]:

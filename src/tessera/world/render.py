@@ -42,7 +42,7 @@ def render(scene: Scene, *, owner: bool = False) -> Drawing:
     who = Image.new("L", image.size, NOTHING) if owner else None
     drawing = Drawing(image, who)
     if scene.panel is not None:
-        drawing.strings = draw_panel(image, scene.panel)
+        drawing.strings.extend(draw_panel(image, scene.panel))
         if who is not None:
             who.paste(PANEL, _pixels(scene.panel.box, image.size))
     for index, thing in enumerate(scene.things):
@@ -50,7 +50,8 @@ def render(scene: Scene, *, owner: bool = False) -> Drawing:
         mask = patch.getchannel("A")
         image.paste(patch, corner, mask)
         if who is not None:
-            who.paste(index, (*corner, corner[0] + patch.width, corner[1] + patch.height), mask.point(_BINARY))
+            box = (corner[0], corner[1], corner[0] + patch.width, corner[1] + patch.height)
+            who.paste(index, box, mask.point(_BINARY))
     for sign in scene.signs:
         drawing.characters.extend(draw_sign(image, sign))
         if who is not None:

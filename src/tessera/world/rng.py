@@ -53,7 +53,7 @@ class Rng:
         return items[-1]
 
     def pick(self, items: Sequence[T], k: int) -> list[T]:
-        """k different items in random order (all of them if there are fewer)."""
+        """K different items in random order (all of them if there are fewer)."""
         pool = list(items)
         k = min(k, len(pool))
         for i in range(k):

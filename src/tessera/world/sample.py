@@ -147,7 +147,7 @@ def _apart(room: Room, things: tuple[Thing, ...]) -> bool:
 
 
 def _kinds(rng: Rng, room: Room, n: int) -> list[int]:
-    """n different concepts; half of the time several from one category, so that negatives have hard neighbours."""
+    """N different concepts; half of the time several from one category, so that negatives have hard neighbours."""
     if n > 1 and rng.chance(0.5):
         family = rng.pick(rng.choice(sorted(room.families.values())), rng.integer(1, n))
         rest = [c for c in rng.pick(room.pool, n) if c not in family]
@@ -156,7 +156,7 @@ def _kinds(rng: Rng, room: Room, n: int) -> list[int]:
 
 
 def _odd(rng: Rng, room: Room, n: int) -> list[int]:
-    """n concepts, all but one from the same category."""
+    """N concepts, all but one from the same category."""
     large = sorted(c for c, members in room.families.items() if len(members) >= n - 1)
     home = rng.choice(large)
     stranger = rng.choice([c for c in room.pool if table.concepts()[c].category != home])
@@ -166,7 +166,9 @@ def _odd(rng: Rng, room: Room, n: int) -> list[int]:
 def _look(rng: Rng, room: Room, concept: int, key: int) -> Thing:
     tint = None
     if rng.chance(TINTED):
-        allowed = [t for t in TINTS if room.combinations == "all" or table.held_out(concept, t) == (room.combinations == "held-out")]
+        allowed = [
+            t for t in TINTS if room.combinations == "all" or table.held_out(concept, t) == (room.combinations == "held-out")
+        ]
         tint = rng.choice(allowed) if allowed else None
     angle = rng.integer(-MAX_ANGLE, MAX_ANGLE) if rng.chance(ROTATED) else 0
     return Thing(key=key, concept=concept, style=rng.choice(room.styles), x=0.5, y=0.5, size=0.0, angle=angle, tint=tint)

@@ -19,9 +19,10 @@ STYLES = ("noto", "twemoji")
 class Thing:
     """One drawn object.
 
-    `key` names it across the frames of a pair or clip. `concept` is an index of the atlas, `style` of `STYLES`. `x, y` is the centre,
-    `size` the side of its square cell (fraction of the shorter image side), `angle` whole degrees counter-clockwise, `tint` one of
-    `TINTS` or None for the artwork's own colours. Its depth rank is its position in `Scene.things`: later ones cover earlier ones.
+    `key` names it across the frames of a pair or clip. `concept` is an index of the atlas, `style` of `STYLES`. `x, y` is the
+    centre, `size` the side of its square cell (fraction of the shorter image side), `angle` whole degrees counter-clockwise,
+    `tint` one of `TINTS` or None for the artwork's own colours. Its depth rank is its position in `Scene.things`: later ones
+    cover earlier ones.
     """
 
     key: int

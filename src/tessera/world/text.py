@@ -114,9 +114,7 @@ def fit_size(text: str, width: float, height: float, face: Face = "bold") -> int
     return size
 
 
-def draw_line(
-    image: Image.Image, text: str, x: int, baseline: int, size: int, ink: RGB, face: Face = "bold"
-) -> list[PixelBox]:
+def draw_line(image: Image.Image, text: str, x: int, baseline: int, size: int, ink: RGB, face: Face = "bold") -> list[PixelBox]:
     """Write `text` from pen position `x` on `baseline` in place; the box of each character in pixels.
 
     The boxes stand side by side, one advance wide; the first and the last reach out to their ink where that
@@ -137,9 +135,7 @@ def draw_line(
     return boxes
 
 
-def draw_text(
-    image: Image.Image, text: str, box_px: PixelBox, ink: RGB, fit: bool = True, face: Face = "bold"
-) -> list[PixelBox]:
+def draw_text(image: Image.Image, text: str, box_px: PixelBox, ink: RGB, fit: bool = True, face: Face = "bold") -> list[PixelBox]:
     """Write one line, its ink centred in the box `(x0, y0, x1, y1)` in pixels, in place; the box of each
     character in pixels.
 

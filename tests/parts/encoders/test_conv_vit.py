@@ -13,9 +13,7 @@ from tessera.parts.encoders.conv_vit import ConvViT
 
 
 def small(**changes: int) -> ConvViT.Config:
-    return ConvViT.Config(
-        **({"image_size": 24, "patch_size": 8, "width": 24, "depth": 2, "heads": 2} | changes)
-    )
+    return ConvViT.Config(**({"image_size": 24, "patch_size": 8, "width": 24, "depth": 2, "heads": 2} | changes))
 
 
 def naive(model: ConvViT, pixels: torch.Tensor) -> torch.Tensor:

@@ -26,9 +26,7 @@ def wrapped(kind: str, **changes: Any) -> TransformersVision:
     return TransformersVision(build(TransformersVision.Config, values)).eval()
 
 
-@pytest.mark.parametrize(
-    ("kind", "dropped"), [("clip_vision_model", 1), ("siglip_vision_model", 0), ("dinov2", 1), ("vit", 1)]
-)
+@pytest.mark.parametrize(("kind", "dropped"), [("clip_vision_model", 1), ("siglip_vision_model", 0), ("dinov2", 1), ("vit", 1)])
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_the_layer_asked_for_without_its_leading_tokens(kind: str, dropped: int, layer: int) -> None:
     model = wrapped(kind, layer=layer)

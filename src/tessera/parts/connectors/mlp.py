@@ -25,9 +25,8 @@ class MLP(nn.Module):
 
     @config
     class Config:
-        """depth: linear layers;
-
-        hidden: width between them (None: the language model's); norm: LayerNorm in front; bias.
+        """Linear layers (`depth`), width between them (`hidden`, None: the language model's), LayerNorm in front
+        (`norm`), `bias`.
         """
 
         depth: int = 2
@@ -45,9 +44,7 @@ class MLP(nn.Module):
         hidden = config.hidden or out_width
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after, bias=config.bias) for before, after in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after, bias=config.bias) for before, after in pairwise(widths))
         self.init_weights()
 
     def init_weights(self) -> None:

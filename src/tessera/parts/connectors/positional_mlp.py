@@ -3,8 +3,8 @@
 Sources: Liu et al., "Improved Baselines with Visual Instruction Tuning (LLaVA-1.5)", 2023, arXiv:2310.03744 (the perceptron);
 Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions", 2020, arXiv:2006.10739 (the places).
 
-Deviations: both are ours to combine. The place is added after the perceptron, so that a token's two coordinates are linear in what
-the language model reads; a small model then need not derive them from the order of the tokens.
+Deviations: both are ours to combine. The place is added after the perceptron, so that a token's two coordinates are linear in
+what the language model reads; a small model then need not derive them from the order of the tokens.
 
 Shapes: [B, N, D] -> [B, N, E].
 """

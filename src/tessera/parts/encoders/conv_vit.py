@@ -64,15 +64,11 @@ class ConvViT(nn.Module):
             if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
                 raise ValueError(f"patch_size must be a power of two of at least 2, not {self.patch_size}.")
             if self.image_size < self.patch_size or self.image_size % self.patch_size:
-                raise ValueError(
-                    f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}."
-                )
+                raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
             if self.heads < 1 or self.width % self.heads:
                 raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads.")
             if self.depth < 1 or self.mlp_ratio < 1:
-                raise ValueError(
-                    f"depth and mlp_ratio must be at least 1, not {self.depth} and {self.mlp_ratio}."
-                )
+                raise ValueError(f"depth and mlp_ratio must be at least 1, not {self.depth} and {self.mlp_ratio}.")
 
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
         super().__init__()
@@ -91,9 +87,7 @@ class ConvViT(nn.Module):
         self.stem = nn.Sequential(*stem)
         self.position = nn.Parameter(torch.empty(1, side * side, config.width))
         hidden = config.mlp_ratio * config.width
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, hidden, side, backend) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, hidden, side, backend) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.init_weights()
 
@@ -108,8 +102,7 @@ class ConvViT(nn.Module):
             initialise.linear(block.mlp.down, std)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Raises `UserError` for images of another size than the configured one:
-
+        """[B, 3, S, S] -> [B, N, D]. Raises `UserError` for images of another size than the configured one, because
         positions are learned per place.
         """
         if pixel_values.shape[1:] != (3, self.image_size, self.image_size):

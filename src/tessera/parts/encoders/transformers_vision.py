@@ -40,10 +40,7 @@ class TransformersVision(nn.Module):
         values = dict(config.tower)
         kind = values.pop("model_type", None)
         if not isinstance(kind, str):
-            raise UserError(
-                "encoders.tower wants a transformers vision configuration with a model_type, e.g. "
-                "clip_vision_model."
-            )
+            raise UserError("encoders.tower wants a transformers vision configuration with a model_type, e.g. clip_vision_model.")
         if kind not in CONFIG_MAPPING:
             raise unknown("model_type of encoders.tower:", kind, CONFIG_MAPPING.keys())
         described = CONFIG_MAPPING[kind](**values)
@@ -52,9 +49,7 @@ class TransformersVision(nn.Module):
         if not isinstance(getattr(described, "image_size", None), int) or not isinstance(
             getattr(described, "patch_size", None), int
         ):
-            raise UserError(
-                f"encoders.tower: {kind} has no square image_size and patch_size, so its grid is not known."
-            )
+            raise UserError(f"encoders.tower: {kind} has no square image_size and patch_size, so its grid is not known.")
         side = described.image_size // described.patch_size
         self.layer = config.layer
         self.drop = config.drop
@@ -81,7 +76,6 @@ class TransformersVision(nn.Module):
         drop = hidden.shape[1] - count if self.drop is None else self.drop
         if drop < 0 or hidden.shape[1] - drop != count:
             raise UserError(
-                f"the tower gives {hidden.shape[1]} tokens; without {drop} of them they do not fill "
-                f"a grid of {count}."
+                f"the tower gives {hidden.shape[1]} tokens; without {drop} of them they do not fill a grid of {count}."
             )
         return hidden[:, drop:]

@@ -51,9 +51,7 @@ class ChannelConcat(nn.Module):
         features = []
         for index, tokens in enumerate(sets):
             if tokens.grid is None:
-                raise UserError(
-                    f"experts 'channel_concat' needs full grids; the tokens of encoder {index} are not one."
-                )
+                raise UserError(f"experts 'channel_concat' needs full grids; the tokens of encoder {index} are not one.")
             same = tokens.grid == self.grid
             features.append(tokens.features if same else resample(tokens.features, tokens.grid, self.grid))
         return from_grid(torch.cat(features, dim=-1), self.grid, source=0 if len(sets) == 1 else -1)

@@ -25,8 +25,7 @@ class Single(nn.Module):
         super().__init__()
         if len(widths) != 1:
             raise UserError(
-                f"experts 'single' takes one encoder, {len(widths)} are configured. Use "
-                "'channel_concat' for several."
+                f"experts 'single' takes one encoder, {len(widths)} are configured. Use 'channel_concat' for several."
             )
         self.width = widths[0]
         self.grid = grids[0]

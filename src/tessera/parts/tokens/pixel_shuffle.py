@@ -36,10 +36,7 @@ class PixelShuffle(nn.Module):
         super().__init__()
         factor = config.factor
         if grid[0] % factor or grid[1] % factor:
-            raise UserError(
-                f"tokens 'pixel_shuffle': a grid of {grid[0]} x {grid[1]} cannot be cut into "
-                f"squares of {factor}."
-            )
+            raise UserError(f"tokens 'pixel_shuffle': a grid of {grid[0]} x {grid[1]} cannot be cut into squares of {factor}.")
         self.factor = factor
         self.width = width * factor * factor
         self.grid: tuple[int, int] | None = (grid[0] // factor, grid[1] // factor)
@@ -52,9 +49,7 @@ class PixelShuffle(nn.Module):
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """[B, h w, D] -> [B, h w / r^2, D r^2]. Raises `UserError` for tokens that are not a full grid."""
         if tokens.grid is None or self.grid is None:
-            raise UserError(
-                "tokens 'pixel_shuffle' needs a full grid of tokens; an earlier part has removed some."
-            )
+            raise UserError("tokens 'pixel_shuffle' needs a full grid of tokens; an earlier part has removed some.")
         (rows, columns), r = self.grid, self.factor
         batch, _, width = tokens.features.shape
         squares = tokens.features.view(batch, rows, r, columns, r, width).transpose(2, 3)

@@ -41,12 +41,8 @@ def question_type(name: str, *forms: Form) -> Callable[[Make], Make]:
 
     def register(make: Make) -> Make:
         if name in TYPES:
-            raise TesseraError(
-                f"question type {name!r} is registered twice: {TYPES[name].make!r} and {make!r}."
-            )
-        TYPES[name] = QuestionType(
-            name, forms, make, (make.__doc__ or "").strip().splitlines()[0] if make.__doc__ else ""
-        )
+            raise TesseraError(f"question type {name!r} is registered twice: {TYPES[name].make!r} and {make!r}.")
+        TYPES[name] = QuestionType(name, forms, make, (make.__doc__ or "").strip().splitlines()[0] if make.__doc__ else "")
         return make
 
     return register

@@ -160,11 +160,7 @@ class Frame:
             at = [item.x for item in line] if axis == 0 else [item.y for item in line]
             last = len(line) - 1
             for i, item in enumerate(line):
-                if (
-                    item.askable
-                    and (i == 0 or at[i] - at[i - 1] >= GAP)
-                    and (i == last or at[i + 1] - at[i] >= GAP)
-                ):
+                if item.askable and (i == 0 or at[i] - at[i - 1] >= GAP) and (i == last or at[i + 1] - at[i] >= GAP):
                     found.append((item, before, line[:i]))
                     found.append((item, after, line[i + 1 :]))
         return found
@@ -216,13 +212,9 @@ class Facts:
         self.lexicon = lexicon
         self.pool = lexicon.pool(sample.pool)
         self.frames = [Frame(i, scene, sample.truth(i), lexicon) for i, scene in enumerate(sample.frames)]
-        self.single = (
-            self.frames[0] if len(self.frames) == 1 and sample.kind not in ("pair", "clip") else None
-        )
+        self.single = self.frames[0] if len(self.frames) == 1 and sample.kind not in ("pair", "clip") else None
 
-    def absent(
-        self, rng: Rng, groups: Sequence[tuple[int, ...]], barred: dict[int, object], tries: int = 6
-    ) -> int | None:
+    def absent(self, rng: Rng, groups: Sequence[tuple[int, ...]], barred: dict[int, object], tries: int = 6) -> int | None:
         """A concept of the first group that is not among `barred` and shares no name with it; then of the
         next group.
         """
@@ -236,9 +228,7 @@ class Facts:
                         return concept
         return None
 
-    def wrong_names(
-        self, frame: Frame, rng: Rng, right: Item, *barred: Item
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def wrong_names(self, frame: Frame, rng: Rng, right: Item, *barred: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Wrong names for a question whose answer is a thing: (all of them, those that a choice may offer).
 
         First come other things of the picture except the `barred`, then absent concepts of the right one's

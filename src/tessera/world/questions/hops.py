@@ -81,9 +81,7 @@ def _kind(facts: Facts, frame: Frame, rng: Rng, references: References) -> Quest
     cases = [
         (ref, way, there[0])
         for ref, way, there in references
-        if len(there) == 1
-        and there[0].visible
-        and (there[0].category != ref.category or rng.chance(_P_SAME_KIND))
+        if len(there) == 1 and there[0].visible and (there[0].category != ref.category or rng.chance(_P_SAME_KIND))
     ]
     if not cases:
         return None

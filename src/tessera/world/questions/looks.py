@@ -131,20 +131,13 @@ def category(facts: Facts, rng: Rng) -> list[Question]:
             text = phrase(rng, "category_region", first=not frame.bare, region=region)
             made.append(_category(facts, rng, text, item, (("op", "category_region"), ("region", region))))
     line = frame.by_side()
-    if (
-        len(line) > 1
-        and line[-1].visible
-        and line[-1].side >= RATIO * line[-2].side
-        and rng.chance(share(line[-1].category))
-    ):
+    if len(line) > 1 and line[-1].visible and line[-1].side >= RATIO * line[-2].side and rng.chance(share(line[-1].category)):
         text = phrase(rng, "category_largest")
         made.append(_category(facts, rng, text, line[-1], (("op", "category_largest"),)))
     return made
 
 
-def _category(
-    facts: Facts, rng: Rng, text: str, item: Item, query: tuple[tuple[str, object], ...]
-) -> Question:
+def _category(facts: Facts, rng: Rng, text: str, item: Item, query: tuple[tuple[str, object], ...]) -> Question:
     wrong = wrong_categories(facts, rng, item.category)
     return ask(
         "category",

@@ -192,9 +192,7 @@ TEXTURES = {
     "noise": "noise",
 }
 
-_OTHER_WORDS = (
-    "a an and at the Choose yes no noto twemoji bar slice above below left right of top bottom center"
-)
+_OTHER_WORDS = "a an and at the Choose yes no noto twemoji bar slice above below left right of top bottom center"
 _SOUNDS_CONSONANT = ("uni", "ufo", "use", "uter", "euro", "eu", "ewe", "one", "once", "ukulele", "ural")
 _SOUNDS_VOWEL = ("hour", "honest", "honor", "honour", "heir", "x-ray")
 _WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
@@ -236,9 +234,7 @@ def reason(key: str, **words: object) -> str:
     return capital(REASONS[key].format(**words))
 
 
-def event_text(
-    kind: str, name: str, *, other: str = "", direction: str = "", colour: str | None = None
-) -> str:
+def event_text(kind: str, name: str, *, other: str = "", direction: str = "", colour: str | None = None) -> str:
     """What happened, as a clause without capital and full stop: "the dog moved to the left"."""
     if kind in ("moved", "moves") and direction not in MOVE_WORDS:
         kind += "_away"

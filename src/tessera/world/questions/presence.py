@@ -81,11 +81,7 @@ def count(facts: Facts, rng: Rng) -> list[Question]:
         return []
     made: list[Question] = []
     clashes = facts.lexicon.clashes
-    kinds = [
-        c
-        for c, n in frame.counts.items()
-        if n <= MOST and clashes.get(c, frozenset()).isdisjoint(frame.counts)
-    ]
+    kinds = [c for c, n in frame.counts.items() if n <= MOST and clashes.get(c, frozenset()).isdisjoint(frame.counts)]
     if kinds:
         most = max(frame.counts[c] for c in kinds)
         concept = rng.choice([c for c in kinds if frame.counts[c] == most] if rng.chance(0.9) else kinds)

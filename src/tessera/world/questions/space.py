@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tessera.world.questions.base import ask, others, question_type, yes_no
-from tessera.world.questions.boxes import box_cells, box_iou, box_text, cell_box, cells_text
+from tessera.world.questions.boxes import box_cells, box_iou, box_text, cell_box, cells_text, iou
 from tessera.world.questions.facts import AXES, GAP, THIRD_MARGIN, Facts, Frame, Item
 from tessera.world.questions.phrasing import DIRECTION_WORDS, OPPOSITE, POSITIONS, phrase, reason
 from tessera.world.rng import Rng
@@ -23,9 +23,7 @@ def relation(facts: Facts, rng: Rng) -> list[Question]:
     if frame is None or len(frame.items) < 2:
         return []
     made: list[Question] = []
-    cases = [
-        (ref, way, there[0]) for ref, way, there in frame.references() if len(there) == 1 and there[0].askable
-    ]
+    cases = [(ref, way, there[0]) for ref, way, there in frame.references() if len(there) == 1 and there[0].askable]
     if cases:
         ref, way, found = rng.choice(cases)
         wrong, offered = facts.wrong_names(frame, rng, found, ref)
@@ -149,9 +147,9 @@ def box(facts: Facts, rng: Rng) -> list[Question]:
         for _ in range(20):
             if len(wrong) == 3:
                 break
-            shifted = cells_text(_shifted(rng, box_cells(item.box)))
-            if shifted != answer and shifted not in wrong:
-                wrong.append(shifted)
+            shifted = _shifted(rng, box_cells(item.box))
+            if iou(shifted, box_cells(item.box)) < 0.5 and cells_text(shifted) not in wrong:
+                wrong.append(cells_text(shifted))
         made.append(
             ask(
                 "box",

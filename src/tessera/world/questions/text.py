@@ -136,9 +136,7 @@ def _highest_or_lowest(facts: Facts, panel: Panel, rng: Rng) -> Question | None:
 
 def _sum(facts: Facts, panel: Panel, rng: Rng) -> Question | None:
     total = sum(panel.values)
-    wrong = [
-        str(total + d) for d in rng.pick([d for d in (-10, -9, -2, -1, 1, 2, 9, 10) if total + d > 0], 3)
-    ]
+    wrong = [str(total + d) for d in rng.pick([d for d in (-10, -9, -2, -1, 1, 2, 9, 10) if total + d > 0], 3)]
     return ask(
         "chart",
         rng,

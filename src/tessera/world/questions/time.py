@@ -23,9 +23,7 @@ def change(facts: Facts, rng: Rng) -> list[Question]:
     if item is None or event.kind not in CHANGES or not _askable(facts, event.key):
         return []
     frame = facts.frames[1] if after is not None else facts.frames[0]
-    evidence = tuple(
-        (f.index, i.box) for f, i in zip(facts.frames, (before, after), strict=True) if i is not None
-    )
+    evidence = tuple((f.index, i.box) for f, i in zip(facts.frames, (before, after), strict=True) if i is not None)
     tint = item.tint if after is not None and after.tint is not None else None
     why = reason("change", event=event_text(event.kind, item.name, direction=event.direction, colour=tint))
     wrong, offered = facts.wrong_names(frame, rng, item)
@@ -125,9 +123,7 @@ def _first(facts: Facts, rng: Rng, events: list[Change]) -> Question | None:
 
 def _appears_once(facts: Facts, event: Change) -> bool:
     shown = [_find(f, event.key) is not None for f in facts.frames]
-    return (
-        event.frame > 0 and not any(shown[: event.frame]) and shown[event.frame : event.frame + 1] == [True]
-    )
+    return event.frame > 0 and not any(shown[: event.frame]) and shown[event.frame : event.frame + 1] == [True]
 
 
 def _vanished(facts: Facts, rng: Rng, events: list[Change]) -> Question | None:
@@ -187,9 +183,7 @@ def _moved(facts: Facts, rng: Rng, events: list[Change]) -> Question | None:
         seen = _shown(facts, event.key)
         (t, start), (u, end) = seen[0], seen[-1]
         dx, dy = end.x - start.x, end.y - start.y
-        along, across = {"left": (-dx, dy), "right": (dx, dy), "up": (-dy, dx), "down": (dy, dx)}[
-            event.direction
-        ]
+        along, across = {"left": (-dx, dy), "right": (dx, dy), "up": (-dy, dx), "down": (dy, dx)}[event.direction]
         if along < GAP or along < _STRAIGHT * abs(across):
             continue
         wrong = others(rng, MOVES, event.direction)

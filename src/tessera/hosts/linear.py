@@ -1,0 +1,119 @@
+"""Linear layers for inference: weights packed once for oneDNN where PyTorch has it, plain matrix products elsewhere.
+
+PyTorch multiplies float32 matrices on a CPU with MKL, which on processors of other makers than Intel's reaches less than half of
+what oneDNN does with the same instructions. PyTorch ships both; its compiler packs frozen weights for oneDNN by the operators
+that are used here. For very few rows the plain product is faster, so both forms are held. Legend: N rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+FEW = 4
+"""Below so many rows the plain product is faster."""
+_RECORDING = "transformers.utils.output_capturing"
+_ROWS = 64
+"""What weights are packed for; the layout that oneDNN takes hardly depends on it."""
+
+
+class Matrix:
+    """`x` [N, in] -> x W + b [N, out], from one layer or from several with the same input side by side."""
+
+    __slots__ = ("bias", "packed", "plain")
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = ()) -> None:
+        """`weights` [out, in] each; biases [out] each, all of them or none."""
+        weight = torch.cat([w.detach() for w in weights])
+        there = [b.detach() for b in biases if b is not None]
+        self.plain: Tensor = weight.t().contiguous()
+        self.bias: Tensor | None = torch.cat(there) if there else None
+        self.packed = pack(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x` [N, in] -> [N, out], new memory."""
+        if self.packed is not None and x.shape[0] >= FEW:
+            return self.packed(x, self.bias)
+        return torch.mm(x, self.plain) if self.bias is None else torch.addmm(self.bias, x, self.plain)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual` [N, out], x [N, in] -> residual + x W + b, new memory."""
+        if self.packed is not None and x.shape[0] >= FEW:
+            return self.packed(x, self.bias).add_(residual)
+        moved = torch.addmm(residual, x, self.plain)
+        return moved if self.bias is None else moved.add_(self.bias)
+
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""`x` [..., in], bias [out] or None -> [..., out]."""
+
+
+def pack(weight: Tensor) -> Product | None:
+    """The product with a weight [out, in] that oneDNN has packed, or None where it cannot: not float32, not on a CPU, or a
+    PyTorch without these operators."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _available():
+        return None
+    operators = torch.ops.mkldnn
+    packed = operators._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+    linear = operators._linear_pointwise.default
+
+    def product(x: Tensor, bias: Tensor | None) -> Tensor:
+        found: Tensor = linear(x, packed, bias, "none", [], "")
+        return found
+
+    return product
+
+
+@cache
+def _available() -> bool:
+    """Whether this PyTorch has the operators and they compute what they should; they are not part of its public interface."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, weight, bias = torch.arange(12.0).view(3, 4), torch.arange(20.0).view(5, 4) / 8, torch.arange(5.0)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        found = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(found, torch.addmm(bias, x, weight.t()))
+
+
+class PackedLinear(nn.Module):
+    """An `nn.Linear` for inference; `weight` and `bias` are the original's."""
+
+    def __init__(self, linear: nn.Linear, product: Product) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return self._product(x, self.bias)
+
+
+def with_packed_linears(module: nn.Module) -> nn.Module:
+    """The same module in evaluation mode with its linear layers packed; it shares the parameters of the original, which stays."""
+    if type(module) is nn.Linear:
+        product = pack(module.weight)
+        return module if product is None else PackedLinear(module, product)
+    twin = copy.copy(module)
+    twin.training = False
+    twin._modules = {name: None if child is None else with_packed_linears(child) for name, child in module._modules.items()}
+    return twin
+
+
+def hooked(module: nn.Module) -> str | None:
+    """The name of a submodule with hooks or a forward of its own ("" the module itself), or None.
+
+    The hooks by which transformers records hidden states do not count: they stay behind, idle, once a model was asked for any.
+    """
+    for name, each in module.named_modules():
+        hooks = [*each._forward_hooks.values(), *each._forward_pre_hooks.values()]
+        if "forward" in vars(each) or any(getattr(hook, "__module__", "") != _RECORDING for hook in hooks):
+            return name
+    return None

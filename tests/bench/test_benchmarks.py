@@ -1,0 +1,97 @@
+"""The benchmarks of generation run, agree with themselves, and refuse what they cannot measure. Nothing here is about time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.hosts.tiny import build
+
+from tessera.bench import evaluate, generate
+from tessera.cli import main
+from tessera.cli.bench import BENCHMARKS
+from tessera.errors import TesseraError
+from tessera.hosts.generate import Generator
+from tessera.models import reference
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    model, processor = build()
+    return str(reference.save(model, processor, tmp_path_factory.mktemp("models") / "tiny", dtype=torch.float32))
+
+
+def test_generate_prints_both_batch_sizes(folder: str, capsys: Captured) -> None:
+    assert main.run(["bench", "generate", "--model", folder, "--new-tokens", "3", "--rounds", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [c["batch"] for c in found["cases"]] == [1, 16]
+    assert [c["tokens"] for c in found["cases"]] == [3, 48]
+    for case in found["cases"]:
+        for name in ("ratio", "with_images"):
+            assert 0 < case[name]["low"] <= case[name]["median"] <= case[name]["high"]
+    assert found["reached"] == all(c["ratio"]["median"] >= found["target"] for c in found["cases"])
+    assert found["subject"]["model"] == folder
+    assert main.run(["bench", "generate", "--model", folder, "--new-tokens", "1", "--rounds", "1"]) == 0
+    assert "transformers" in capsys.readouterr().out
+
+
+def test_generate_refuses_to_compare_different_tokens(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Generator, "answer_batch", lambda self, rows, new: [[type("A", (), {"tokens": (9,)})] for _ in rows])
+    with pytest.raises(TesseraError, match="the tokens of row 0 of 2 differ"):
+        generate.measure(folder, 2, 1, batches=(2,))
+
+
+def test_eval_counts_questions(folder: str, capsys: Captured) -> None:
+    args = ["bench", "eval", "--model", folder, "--images", "2", "--questions", "3", "--new-tokens", "2", "--rounds", "1"]
+    assert main.run([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["shared_questions_per_second"] == pytest.approx(6 / found["shared_seconds"], rel=0.01)
+    assert found["alone_questions_per_second"] == pytest.approx(6 / found["alone_seconds"], rel=0.01)
+    assert found["reached"] == (found["ratio"]["median"] >= found["target"])
+    assert main.run(args) == 0
+    assert "questions share an image" in capsys.readouterr().out
+
+
+def test_eval_refuses_to_compare_different_answers(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Generator.answer_batch
+    monkeypatch.setattr(Generator, "answer_batch", lambda self, rows, new: answer(self, rows, new + len(rows[0][1])))
+    with pytest.raises(TesseraError, match="sharing the image changed an answer"):
+        evaluate.measure(folder, 1, 2, 1, 1)
+
+
+def test_every_benchmark_is_listed_and_loads(capsys: Captured) -> None:
+    assert main.run(["bench", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in BENCHMARKS:
+        assert f" {name} " in shown
+        assert main.run(["bench", name, "--help"]) == 0
+        assert f"tessera bench {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["generat"], "Did you mean 'generate'?"),
+        (["generate", "--rounds", "0"], "--rounds"),
+        (["eval", "--model", "nanno"], "'nano'"),
+    ],
+)
+def test_mistakes_are_sentences(args: list[str], says: str, capsys: Captured) -> None:
+    assert main.run(["bench", *args]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_other_kinds_of_models_are_refused(tmp_path: Path, capsys: Captured) -> None:
+    from tessera.models.configuration import TesseraVisionConfig
+    from tessera.models.image_processing import TesseraImageProcessor
+    from tessera.models.vision import TesseraVisionModel
+
+    encoder = {"kind": "conv_vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
+    model = TesseraVisionModel(TesseraVisionConfig(encoder=encoder))
+    path = reference.save(model, TesseraImageProcessor(16), tmp_path / "expert")
+    assert main.run(["bench", "eval", "--model", str(path)]) == 2
+    assert "this benchmark runs Tessera's composed models" in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""The training benchmark compares like with like."""
+
+from __future__ import annotations
+
+import torch
+
+from tessera.bench import train
+
+
+def test_both_sides_have_the_same_loss_on_the_same_questions() -> None:
+    model, stock, processor = train.models("eager")
+    packed, single = train.batches(processor, model, 4, 2)
+    assert len(packed["input_ids"]) == 2 and len(single["input_ids"]) == 4
+    assert int((single["labels"] >= 0).sum()) == int((packed["labels"] >= 0).sum())
+    assert train._difference(model, stock, packed, single) < 1e-4
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in stock.parameters())
+
+
+def test_a_measurement_is_complete() -> None:
+    found = train.measure(questions=2, per_image=2, steps=1, rounds=1)
+    assert found.ours_seconds > 0 and found.plain_seconds > 0
+    assert found.ratio.low <= found.ratio.median <= found.ratio.high
+    assert found.loss_difference < 1e-4
+    assert torch.get_num_threads() == found.threads

@@ -1,0 +1,159 @@
+"""Training data made from the world: labels per patch, packed questions, captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.data.packing import collate, unpack
+from tessera.models.image_processing import TesseraImageProcessor
+from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
+from tessera.models.tokenizer import build_tokenizer
+from tessera.training.captions import CaptionData, caption
+from tessera.training.dense import IGNORED, DenseData, character_labels, object_labels, patch_accuracy, to_pixels
+from tessera.training.options import Questions
+from tessera.training.world_questions import WorldQuestions
+from tessera.world import World
+from tessera.world import concepts as table
+from tessera.world.text import ALPHABET
+from tessera.world.vocabulary import CAPTION_PROMPTS, words
+
+
+@pytest.fixture(scope="module")
+def processor() -> TesseraProcessor:
+    return TesseraProcessor(TesseraImageProcessor(112), build_tokenizer(words()), tokens_per_image=49)
+
+
+def test_object_labels_say_what_is_visible_in_most_of_a_patch() -> None:
+    world = World(kinds={"scene": 1.0})
+    batch = DenseData([world], "objects", 8).collate(range(6))
+    assert batch["pixel_values"].shape == (6, 3, 112, 112) and batch["labels"].shape == (6, 196)
+    names = object_labels()
+    for index in range(6):
+        sample = world[index]
+        _, visible = sample.masks()
+        present = {table.concepts()[t.concept].name for t in sample.frames[0].things} | {"background", "text"}
+        labels = batch["labels"][index].reshape(14, 14)
+        assert {names[i] for i in labels.unique().tolist() if i != IGNORED} <= present
+        for mask, thing in zip(visible, sample.frames[0].things, strict=True):
+            share = mask.reshape(14, 8, 14, 8).mean((1, 3))
+            mine = torch.from_numpy(share >= 0.5)
+            assert (labels[mine] == names.index(table.concepts()[thing.concept].name)).all()
+
+
+def test_background_counts_less() -> None:
+    batch = DenseData([World(kinds={"scene": 1.0})], "objects", 8).collate([0])
+    background = object_labels().index("background")
+    quiet = batch["labels"] == background
+    assert quiet.any() and (batch["loss_weights"][quiet] == 0.15).all() and (batch["loss_weights"][~quiet] == 1.0).all()
+
+
+def test_character_labels_read_the_signs_from_left_to_right() -> None:
+    world = World(kinds={"text": 1.0}, width=112, height=112)
+    data = DenseData([world], "characters", 8)
+    found = 0
+    for index in range(40):
+        sample = world[index]
+        labels = data.collate([index])["labels"][0].reshape(14, 14)
+        for sign in sample.frames[0].signs:
+            row = int((sign.box[1] + sign.box[3]) / 2 * 14)
+            first, last = int(sign.box[0] * 14), int(np.ceil(sign.box[2] * 14))
+            read = [ALPHABET[i - 1] for i in labels[row, first:last].tolist() if i > 0]
+            position = -1
+            for letter in read:  # wide letters may cover two patches, narrow ones none
+                ahead = sign.text.find(letter, max(position, 0))
+                assert ahead >= 0, (sign.text, read)
+                position = ahead
+            found += len(read)
+    assert found > 60
+    assert character_labels()[0] == "none" and len(character_labels()) == 37
+
+
+def test_worlds_take_turns() -> None:
+    worlds = [World(kinds={"text": 1.0}), World(kinds={"scene": 1.0})]
+    batch = DenseData(worlds, "objects", 8).collate([0, 1])
+    apart = [DenseData([w], "objects", 8).collate([i]) for i, w in enumerate(worlds)]
+    assert torch.equal(batch["pixel_values"], torch.cat([a["pixel_values"] for a in apart]))
+
+
+def test_patch_accuracy_leaves_the_quiet_class_out() -> None:
+    labels = torch.tensor([[0, 1, 2, IGNORED]])
+
+    class Constant(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> object:
+            return type("Out", (), {"logits": torch.eye(3)[[0, 1, 1, 1]][None]})()
+
+    assert patch_accuracy(Constant(), [{"pixel_values": None, "labels": labels}], quiet=0) == 0.5
+
+
+def test_questions_of_a_step_share_the_number_of_images(processor: TesseraProcessor) -> None:
+    data = WorldQuestions([World()], processor, Questions(several=(0.4, 0.3)), batch_size=12)
+    seen = set()
+    for step in range(12):
+        indices = range(step * 12, step * 12 + 12)
+        batch = data.collate(indices)
+        images = len(batch["pixel_values"]) // len(batch["input_ids"])
+        seen.add(images)
+        assert 9 <= len(batch["pixel_values"]) <= 12
+        placeholders = (batch["input_ids"] == processor.image_token_id).sum(1)
+        assert (placeholders == 49 * images).all()
+        # Two processes see together what one sees: slices of a step agree on its kind.
+        half = [data.collate(indices[:6]), data.collate(indices[6:])]
+        assert torch.equal(torch.cat([h["pixel_values"] for h in half]), batch["pixel_values"])
+    assert {1, 2} < seen
+
+
+def test_packed_texts_are_the_worlds_questions_and_answers(processor: TesseraProcessor) -> None:
+    world = World()
+    data = WorldQuestions([world], processor, Questions(several=(0.0, 0.0), captions=(0.0, 0.0, 0.0)), batch_size=4)
+    batch = data.collate(range(4))
+    tokenizer = processor.tokenizer
+    for row, segments in zip(batch["input_ids"], batch["segment_ids"], strict=True):
+        for segment in range(1, int(segments.max()) + 1):
+            text = tokenizer.decode(row[segments == segment])
+            assert text.startswith("<user>") and text.endswith("<eos>") and "<unk>" not in text
+    (sample,) = data._samples([0])
+    known = {(q.text, q.answer) for q in sample.questions()}
+    decoded = set()
+    for segment in range(1, int(batch["segment_ids"][0].max()) + 1):
+        text = tokenizer.decode(batch["input_ids"][0][batch["segment_ids"][0] == segment])
+        question, answer = text.removeprefix("<user>").removesuffix("<eos>").split("<assistant>")
+        decoded.add((question.strip(), answer.strip()))
+    assert decoded and decoded <= known
+
+
+def test_the_budget_of_tokens_is_kept(processor: TesseraProcessor) -> None:
+    data = WorldQuestions([World()], processor, Questions(text_tokens=40, several=(0.0, 0.0)), batch_size=4)
+    assert data.collate(range(4))["input_ids"].shape[1] <= -(-(1 + 50 + 40) // 8) * 8
+
+
+def test_blind_data_hold_no_image(processor: TesseraProcessor) -> None:
+    batch = WorldQuestions([World()], processor, Questions(), batch_size=4, blind=True).collate(range(4))
+    assert "pixel_values" not in batch
+    assert not (batch["input_ids"] == processor.image_token_id).any()
+
+
+def test_packed_questions_unpack_to_single_ones(processor: TesseraProcessor) -> None:
+    from tessera.data.packing import pack
+
+    data = WorldQuestions([World()], processor, Questions(several=(0.0, 0.0)), batch_size=1)
+    (sample,) = data._samples([0])
+    packed = pack(data.prefix(1), data._items(sample), 200)
+    single = collate(unpack(packed), None)
+    assert len(single["input_ids"]) == packed.questions > 1
+
+
+def test_every_word_of_the_world_is_one_token(processor: TesseraProcessor) -> None:
+    ids = processor.tokenizer([*words()], add_special_tokens=False)["input_ids"]
+    assert all(len(i) == 1 for w, i in zip(words(), ids, strict=True) if w.isalpha())
+    for prompt in CAPTION_PROMPTS.values():
+        assert processor.tokenizer.unk_token_id not in processor.tokenizer(prompt)["input_ids"]
+
+
+def test_captions_go_with_their_images() -> None:
+    dual = TesseraDualProcessor(TesseraImageProcessor(112), build_tokenizer(words()))
+    world = World(kinds={"scene": 1.0})
+    batch = CaptionData([world], dual).collate([3, 4])
+    assert dual.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).strip() == caption(world[3])
+    assert torch.equal(batch["pixel_values"][1], to_pixels([np.asarray(world[4].images()[0])])[0])
