@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tessera.io import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "src/tessera/world/assets"
 SPRITE, COLUMNS, SHEET = 64, 8, 24
@@ -35,7 +37,7 @@ def main(art: Path) -> None:
     rows = [r for r in rows if _wanted(r)]
     rows.sort(key=lambda r: r["sort_order"])
     ASSETS.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(ASSETS / "atlas.zip", "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(ASSETS / "atlas.zip") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for style, package in STYLES.items():
             sprites = _sprites(art, package, [r["unified"] for r in rows])
             error = 0.0
@@ -44,10 +46,8 @@ def main(art: Path) -> None:
                 error += mse
                 info = zipfile.ZipInfo(f"{style}/{k // SHEET:02d}.webp", (2024, 1, 1, 0, 0, 0))
                 archive.writestr(info, data)
-            print(
-                f"{style}: {len(sprites)} sprites, PSNR on grey {
-                    10 * np.log10(255**2 / (error / -(-len(sprites) // SHEET))):.1f} dB"
-            )
+            psnr = 10 * np.log10(255**2 / (error / -(-len(sprites) // SHEET)))
+            print(f"{style}: {len(sprites)} sprites, PSNR on grey {psnr:.1f} dB")
     concepts = _concepts(rows)
     (ASSETS / "concepts.json").write_text(json.dumps(concepts, ensure_ascii=False, separators=(",", ":")) + "\n")
     everyday = sum(c["everyday"] for c in concepts)

@@ -16,7 +16,7 @@ from tessera.world.scene import Box
 Cells = tuple[int, int, int, int]
 
 # Keeps edges such as 0.29 (whose hundredfold is 28.999999999999996) in the cell they were meant for.
-_SLACK = 1e-9
+_SLACK = 1e-4  # of a cell: an edge this near to a line of cells counts as on it
 _TEXT = re.compile(r"\s*[\[(]?\s*(\d{1,2})[\s,]+(\d{1,2})[\s,]+(\d{1,2})[\s,]+(\d{1,2})\s*[\])]?\s*\.?\s*")
 
 
