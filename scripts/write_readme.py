@@ -33,7 +33,7 @@ def numbers() -> str:
 
 def _table(result: Result) -> list[str]:
     lines = [
-        f"`tessera eval nano` on {result.n:,} questions of the test split, percent with 95 % intervals; `blind` is the same model",
+        f"`tessera eval nano` on {result.n:,} questions of the test split, with 95 % intervals; `blind` is the same model",
         "without the images, `majority` the most frequent answer:",
         "",
         "| type | right | interval | blind | majority |",
