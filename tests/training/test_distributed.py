@@ -42,6 +42,7 @@ if "interrupt" in sys.argv and trainer.accelerator.process_index == 1:
     trainer.data.batch = lambda step, *rest: (step == 3 and os.kill(os.getpid(), 15), batch(step, *rest))[1]
 trainer.every(2, lambda model: {"parameters": sum(p.numel() for p in model.parameters())})
 print(trainer.run())
+trainer.accelerator.end_training()  # gloo's threads must not outlive the interpreter
 """
 
 

@@ -29,7 +29,7 @@ def model(layers: int, width: int = 192, heads: int = 4, hidden: int = 512) -> d
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": True,
             "max_position_embeddings": 1024,
         },
     }
@@ -41,8 +41,8 @@ SIMPLE = {"scene": 0.8, "text": 0.15, "chart": 0.05}
 def nano() -> Recipe:
     """Experts frozen while the language model learns to read them, half of the time from scenes of one to three things.
 
-    Embeddings are untied, of unit variance, and AdamW's rate, which moves them, is high: tied small ones at a tenth of the rate
-    stayed on a plateau at which only colours and counts are known.
+    AdamW's rate is high because it moves the embeddings: at a tenth of it the names of things come later. This recipe is not good
+    yet: after a thousand steps it still knows colours and counts only, while four layers on simple scenes name things after 250.
     """
     return Recipe(
         name="nano",

@@ -23,12 +23,15 @@ def quickstart() -> Recipe:
         about="Shipped experts, new projector and language model: what a few minutes of training on a CPU give.",
         model=nano.model(layers=4),
         start=dict(nano.EXPERTS),
-        worlds=[WorldConfig(kinds={"scene": 0.76, "text": 0.14, "chart": 0.10})],
+        worlds=[
+            WorldConfig(kinds={"scene": 1.0}, things=(1, 3)),
+            WorldConfig(kinds={"scene": 0.76, "text": 0.14, "chart": 0.10}),
+        ],
         questions=Questions(several=(0.0, 0.0)),
         training=TrainConfig(
             stages=[Stage(name="instruct", steps=900, train={"*": 1.0, "encoders.*": 0.0})],
             schedule=Schedule(warmup=50),
-            optim=OptimConfig(lr=1.5e-3, muon_lr=0.02),
+            optim=OptimConfig(lr=1.5e-2, muon_lr=0.02),
             batch_size=24,
             save_every=200,
         ),

@@ -55,6 +55,9 @@ def run(
     result = trainer.run(resume=resume)
     if trainer.main and not result.stopped:
         reference.save(model, processor, out / "model", dtype=torch.float32)
+    if trainer.accelerator.num_processes > 1:
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()  # gloo's threads must not outlive the interpreter
     return result, model, processor
 
 
@@ -79,7 +82,6 @@ def build(recipe: Recipe) -> tuple[Any, Any]:
     text = {**recipe.model["text_config"], "vocab_size": _padded(len(tokenizer)), **ids}
     config = TesseraConfig(**{**recipe.model, "text_config": text})
     model: Any = TesseraForConditionalGeneration._from_config(config, attn_implementation=attention)
-    _even_out(model)
     processor_ = TesseraProcessor(
         TesseraImageProcessor(model.image_size),
         tokenizer,
@@ -87,23 +89,6 @@ def build(recipe: Recipe) -> tuple[Any, Any]:
         max_length=text.get("max_position_embeddings", 1024),
     )
     return _start(recipe, model), processor_
-
-
-def _even_out(model: Any) -> None:
-    """Starts a small language model so that what a token is stays audible: transformers draws embeddings fifty times smaller than
-    what the first layers soon write on top of them, and names then take thousands of steps to be learnt.
-
-    Untied embeddings get unit variance; the last matrix of every attention and perceptron, where they have the usual names,
-    starts at zero, so that at first every layer passes its input on.
-    """
-    language = model.sockets()["language_model"]
-    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    with torch.no_grad():
-        if embeddings is not head:
-            embeddings.normal_()
-        for name, module in language.named_modules():
-            if isinstance(module, nn.Linear) and name.endswith(("self_attn.o_proj", "mlp.down_proj")):
-                module.weight.zero_()
 
 
 def training_data(recipe: Recipe, model: Any, processor: Any) -> TrainingData:
