@@ -41,9 +41,9 @@ SIMPLE = {"scene": 0.8, "text": 0.15, "chart": 0.05}
 def nano() -> Recipe:
     """Experts frozen while the language model learns to read them, half of the time from scenes of one to three things.
 
-    AdamW's rate is high because it moves the embeddings: at a tenth of it the names of things come later. This recipe is not good
-    yet: on the mixture it still knows only colours and counts after hundreds of steps, while on scenes of one to three things alone
-    the same model names them after 300.
+    AdamW's rate is high because it moves the embeddings: at a tenth of it the names of things come later. This recipe is
+    not good yet: on the mixture it still knows only colours and counts after hundreds of steps, while on scenes of one to
+    three things alone the same model names them after 300.
     """
     return Recipe(
         name="nano",
