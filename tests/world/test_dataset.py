@@ -119,10 +119,6 @@ def test_truth_boxes_are_tight_around_the_drawn_outline() -> None:
             assert drawn == pytest.approx(truth.box, abs=2.5 / 192)
 
 
-def _changed(a: Thing, b: Thing) -> bool:
-    return a != b
-
-
 def test_pairs_differ_in_exactly_one_thing() -> None:
     world = World()
     kinds = set()

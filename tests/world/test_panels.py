@@ -313,7 +313,8 @@ def test_wrong_panels_are_refused(wrong: dict[str, object], message: str) -> Non
 
 @pytest.mark.parametrize("kind", PANEL_KINDS)
 def test_a_tiny_panel_is_drawn_all_the_same(kind: PanelKind) -> None:
-    """Illegible, but without an error."""
+    """Illegible, but without an error, and with the strings of the large one."""
     panel = sampled(1, kind)
+    large = drawn(panel, 112)[1]
     for size in (1, 2, 5, 16, 33):
-        drawn(panel, size)
+        assert [text for text, _, _ in drawn(panel, size)[1]] == [text for text, _, _ in large]

@@ -132,6 +132,8 @@ def models(attention: str) -> tuple[Any, Any, Any]:
 
 def batches(processor: Any, model: Any, questions: int, per_image: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same questions packed (one sequence per image), and one sequence and one image each."""
+    import numpy as np
+
     from tessera.data.packing import collate, pack, unpack
     from tessera.training.dense import to_pixels
     from tessera.world import World
@@ -148,7 +150,7 @@ def batches(processor: Any, model: Any, questions: int, per_image: int) -> tuple
         if len(asked) == per_image:
             items = [(processor.question_ids(q.text), processor.answer_ids(q.answer), 1.0) for q in asked]
             rows.append(pack(prefix, items, len(prefix) + 100 * per_image))
-            pixels.append(_array(sample.images()[0]))
+            pixels.append(np.asarray(sample.images()[0]))
     packed = collate(rows, to_pixels(pixels))
     alone = [one for row in rows for one in unpack(row)]
     single = collate(alone, to_pixels([p for p in pixels for _ in range(per_image)]))
@@ -160,12 +162,6 @@ def batches(processor: Any, model: Any, questions: int, per_image: int) -> tuple
         "attention_mask": (single["segment_ids"] >= 0).long(),
     }
     return packed, single
-
-
-def _array(image: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(image)
 
 
 def _difference(model: Any, stock: Any, packed: dict[str, Any], single: dict[str, Any]) -> float:

@@ -14,10 +14,7 @@ from tessera.world.dataset import Sample
 
 
 class CaptionData:
-    """Batches `{"pixel_values" [B, 3, S, S], "input_ids" [B, T], "attention_mask" [B, T]}` of images with a caption each.
-
-    The caption is "short" or, half of the time, just the name of one of the things with its article.
-    """
+    """Batches `{"pixel_values" [B, 3, S, S], "input_ids" [B, T], "attention_mask" [B, T]}` of images and short captions."""
 
     def __init__(self, worlds: Sequence[World], processor: Any) -> None:
         self.worlds, self.processor = list(worlds), processor

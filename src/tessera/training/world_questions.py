@@ -28,13 +28,8 @@ class WorldQuestions:
     """
 
     def __init__(self, worlds: Sequence[World], processor: Any, options: Questions, batch_size: int, blind: bool = False) -> None:
-        self.worlds, self.processor, self.options, self.batch_size, self.blind = (
-            list(worlds),
-            processor,
-            options,
-            batch_size,
-            blind,
-        )
+        self.worlds, self.processor, self.options = list(worlds), processor, options
+        self.batch_size, self.blind = batch_size, blind
         self._prefix: dict[int, np.ndarray] = {}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -45,8 +40,9 @@ class WorldQuestions:
         for sample, items in zip(samples, rows, strict=True):
             prefix = self.prefix(len(sample.frames))
             packed.append(pack(prefix, items, len(prefix) + self.options.text_tokens))
-        images = [np.asarray(image) for sample in samples for image in sample.images()]
-        return collate(packed, None if self.blind else to_pixels(images))
+        if self.blind:
+            return collate(packed, None)
+        return collate(packed, to_pixels([np.asarray(image) for sample in samples for image in sample.images()]))
 
     def prefix(self, images: int) -> np.ndarray:
         """Ids of what all questions about `images` images share; without the images if blind."""
