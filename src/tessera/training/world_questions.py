@@ -12,6 +12,7 @@ import numpy as np
 
 from tessera.data.packing import Item, collate, pack
 from tessera.training.dense import to_pixels
+from tessera.training.naming import TokenNames
 from tessera.training.options import Questions
 from tessera.world import World
 from tessera.world.dataset import Sample
@@ -31,18 +32,22 @@ class WorldQuestions:
         self.worlds, self.processor, self.options = list(worlds), processor, options
         self.batch_size, self.blind = batch_size, blind
         self._prefix: dict[int, np.ndarray] = {}
+        self._names = TokenNames(processor, options.naming) if options.naming and not blind else None
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The samples of `indices` (of one block) as one batch of the model's inputs."""
         samples = self._samples(indices)
-        rows = [self._items(sample) for sample in samples]
         packed = []
-        for sample, items in zip(samples, rows, strict=True):
+        for sample in samples:
             prefix = self.prefix(len(sample.frames))
-            packed.append(pack(prefix, items, len(prefix) + self.options.text_tokens))
+            packed.append(pack(prefix, self._items(sample), len(prefix) + self.options.text_tokens))
         if self.blind:
             return collate(packed, None)
-        return collate(packed, to_pixels([np.asarray(image) for sample in samples for image in sample.images()]))
+        drawings = [sample.drawings(owner=self._names is not None) for sample in samples]
+        if self._names is not None:
+            for sample, row, drawn in zip(samples, packed, drawings, strict=True):
+                self._names.label(row, sample, drawn)
+        return collate(packed, to_pixels([np.asarray(drawing.image) for drawn in drawings for drawing in drawn]))
 
     def prefix(self, images: int) -> np.ndarray:
         """Ids of what all questions about `images` images share; without the images if blind."""

@@ -1,0 +1,178 @@
+"""What a part of a host is: a method written once that plugs into any transformers vision-language model.
+
+Two coordinate systems. *Logical* positions are the full prompt, what the model's own code and `generate` believe in; *physical*
+ones are the tokens that exist at decoder layer l, after parts have dropped some. A `LayerView` shows the physical tokens and
+says where each stands logically.
+
+Legend: B rows, S logical tokens, K physical tokens at a layer, E width of the language model, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tessera.hosts.plug import Host
+    from tessera.hosts.sequence import Sequence as HostSequence
+
+Tap: TypeAlias = Literal["last", "received", "class", "full"]
+"""What is captured of one attention layer, averaged over heads: probabilities of the last instruction token [B, K], mean over
+queries of what each key receives [B, K], the class token's row [B, K], everything [B, K, K]."""
+
+Positions: TypeAlias = Literal["keep", "reindex"]
+"""Positions of the tokens that stay after a drop: their own, or counted anew without gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A raster of visual tokens inside one image's tokens.
+
+    start    index of its first token among the image's tokens; rows x columns tokens follow in reading order
+    newline  whether each row is followed by one more token that is no place of the image
+    box      (x0, y0, x1, y1) of what it shows, in the image's unit square
+    whole    whether it shows the whole image (a thumbnail) beside tiles that show more detail
+    """
+
+    start: int
+    rows: int
+    columns: int
+    newline: bool = False
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the `tokens` visual tokens of one image stand; no blocks when the family gives no raster (a Q-Former)."""
+
+    tokens: int
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(slots=True)
+class Selection:
+    """What a part decides at a layer boundary, in prefill.
+
+    keep    [B, K] bool, tokens that go on (False only at visual tokens); None: all
+    hidden  [B, K, E], the tokens' new states before any is dropped (merged ones); None: as they were
+    """
+
+    keep: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LayerView:
+    """The tokens that enter decoder layer `layer`, before anything is dropped there.
+
+    In decoding steps (`prefill` False) only host, layer, sequence and hidden mean something.
+
+    hidden   [B, K, E]
+    index    [B, K] int64, logical position of each token, increasing
+    present  [B, K] bool, False at filler slots of ragged rows
+    visual   [B, K] bool, a visual token that is present
+    real     [B, K] bool, neither padding nor filler
+    query    [B] int64, physical place of the last instruction token
+    kwargs   what the host passes to the layer, logical coordinates
+    """
+
+    host: Host
+    layer: int
+    sequence: HostSequence
+    hidden: Tensor
+    kwargs: Mapping[str, Any]
+    prefill: bool
+    index: Tensor
+    present: Tensor
+    visual: Tensor
+    real: Tensor
+    query: Tensor
+
+    def attention(self, layer: int) -> Tensor:
+        """What the part's tap at language-model layer `layer` (an earlier one) captured in this prefill."""
+        return self.host.captured(layer)
+
+    def probe(self) -> Tensor:
+        """[B, K]: attention of the last instruction token by this layer's own queries and keys, computed now."""
+        return self.host.probe(self)
+
+    def tower_scores(self) -> Tensor:
+        """[B, K] float: the tower tap's score of each visual token (several patches: their mean), -inf elsewhere.
+
+        Tokens that show no place (newlines) score +inf: they always stay.
+        """
+        return self.host.tower_scores(self)
+
+    def layouts(self) -> Sequence[Sequence[Layout]]:
+        """Per row, the layouts of its images, in the order of their tokens."""
+        return self.host.layouts(self)
+
+    def keep_top(self, score: Tensor, count: Tensor) -> Tensor:
+        """[B, K] bool: every token that is not visual, and per row the `count [B]` visual ones with the highest `score [B, K]`;
+        of equal ones the earlier."""
+        ranked = score.float().masked_fill(~self.visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        place = ranked.argsort(dim=1)
+        return ~self.visual | (place < count[:, None])
+
+
+class HostPart:
+    """Base of all parts that plug into a running model. Override what the method needs; the rest does nothing.
+
+    Parts carry no state from one prefill to the next; what belongs to one sequence goes into `view.sequence.notes`.
+    """
+
+    Config: ClassVar[type]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Capabilities of a host without which the part is refused: names of `tessera.hosts.anatomy.CAPABILITIES`."""
+    claims: ClassVar[tuple[str, ...]] = ()
+    """What only one plugged part may change: of "visual tokens", "positions", "logits", "pixels"."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """Options with which the part changes nothing, bit for bit."""
+        raise NotImplementedError
+
+    @classmethod
+    def example(cls, layers: int) -> dict[str, Any]:
+        """Options with which the part does its work on a host of `layers` decoder layers (about half of the visual tokens)."""
+        return {}
+
+    @property
+    def positions(self) -> Positions:
+        """How tokens are numbered after this part dropped some."""
+        return "keep"
+
+    def language_taps(self, host: Host) -> Mapping[int, Tap]:
+        """Decoder layers whose attention is wanted, with what is."""
+        return {}
+
+    def tower_taps(self, host: Host) -> Mapping[int, Tap]:
+        """Blocks of the vision tower whose attention is wanted (negative ones count from the last)."""
+        return {}
+
+    def install(self, host: Host, undo: ExitStack) -> None:
+        """Puts own hooks or modules into the host; everything that was done is undone by a callback on `undo`."""
+
+    def select(self, view: LayerView) -> Selection | None:
+        """At every layer boundary of a prefill (layer 0: the projector's output): which tokens go on."""
+        return None
+
+    def transform(self, view: LayerView) -> Tensor | None:
+        """At every layer boundary of every forward, before `select`: other hidden states [B, K, E], or None."""
+        return None
+
+    def edit_positions(self, host: Host, sequence: HostSequence, position_ids: Tensor) -> Tensor:
+        """Other position ids, float or int, same shape [B, S] ([3, B, S] with M-RoPE); called in every forward."""
+        return position_ids
+
+    def logits_processors(self, host: Host, inputs: Mapping[str, Any]) -> list[Any]:
+        """Logits processors (transformers' protocol) for a generation that was begun with `inputs`."""
+        return []

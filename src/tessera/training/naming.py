@@ -1,0 +1,77 @@
+"""Labels for the visual tokens themselves: each is to be followed by the name of what it shows.
+
+Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
+The world knows what is under every token, so the same loss that teaches answers can teach the names token by token: after
+visual token i the language model is to say the first word of the thing that fills most of its cell, or the character that
+stands there on a sign. Nothing of this is seen by the model as input. Own method, in the spirit of token labelling (All Tokens
+Matter, arXiv 2104.10858), with words of the language model as the classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tessera.data.packing import Packed
+from tessera.world.concepts import concepts
+from tessera.world.dataset import Sample
+from tessera.world.render import Drawing
+from tessera.world.scene import Scene
+
+SHARE = 0.35
+"""Least share of a token's cell that a thing must fill to name it."""
+
+
+class TokenNames:
+    """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
+
+    `weight` is that of each such label's loss; an answer's tokens share about 1.
+    """
+
+    def __init__(self, processor: Any, weight: float) -> None:
+        self.weight, self.tokenizer = weight, processor.tokenizer
+        self.grid = math.isqrt(processor.tokens_per_image)
+        self.image_id: int = processor.tokenizer.image_token_id
+        self._first: dict[str, int] = {}
+
+    def label(self, packed: Packed, sample: Sample, drawings: Sequence[Drawing]) -> None:
+        """Writes labels and weights into `packed`, whose prefix holds the images of `sample`, drawn with `owner`."""
+        places = np.flatnonzero((packed.input_ids == self.image_id) & (packed.segment_ids == 0))
+        words = np.concatenate([self.words(scene, d) for scene, d in zip(sample.frames, drawings, strict=True)])
+        # Labels are not shifted, and the one after the prefix belongs to a question.
+        known = (words >= 0) & (places + 1 < np.count_nonzero(packed.segment_ids == 0))
+        packed.labels[places[known] + 1] = words[known]
+        packed.loss_weights[places[known] + 1] = self.weight
+
+    def words(self, scene: Scene, drawing: Drawing) -> np.ndarray:
+        """Token id per visual token of an image, int64 [g * g]; -1 where neither thing nor character is."""
+        g, owner = self.grid, np.asarray(drawing.owner)
+        h, w = (side - side % g for side in owner.shape)
+        cells = owner[:h, :w].reshape(g, h // g, g, w // g).transpose(0, 2, 1, 3).reshape(g * g, -1)
+        found = np.full(g * g, -1, np.int64)
+        most = np.full(g * g, SHARE)
+        for index, thing in enumerate(scene.things):
+            share = (cells == index).mean(1)
+            found[share >= most] = self._id(concepts()[thing.concept].name)
+            most = np.maximum(most, share)
+        first = True
+        left = [len(sign.text) for sign in scene.signs]
+        for character, (x0, y0, x1, y1) in reversed(drawing.characters):  # the leftmost in a cell stays
+            left[-1] -= 1
+            first = left[-1] == 0
+            if first:
+                left.pop()
+            column, row = int((x0 + x1) / 2 * g), int((y0 + y1) / 2 * g)
+            found[min(row, g - 1) * g + min(column, g - 1)] = self._id(character if first else f"##{character}")
+        return found
+
+    def _id(self, text: str) -> int:
+        if text not in self._first:
+            known = self.tokenizer.convert_tokens_to_ids(text)
+            if known is None or known == self.tokenizer.unk_token_id:
+                known = self.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+            self._first[text] = int(known)
+        return self._first[text]
