@@ -10,7 +10,7 @@ Matter, arXiv 2104.10858), with words of the language model as the classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tessera.data.packing import Packed
 from tessera.world.concepts import concepts
 from tessera.world.dataset import Sample
 from tessera.world.render import Drawing
-from tessera.world.scene import Scene
+from tessera.world.scene import Box, Scene
 
 SHARE = 0.35
 """Least share of a token's cell that a thing must fill to name it."""
@@ -35,7 +35,7 @@ class TokenNames:
         self.weight, self.tokenizer = weight, processor.tokenizer
         self.grid = math.isqrt(processor.tokens_per_image)
         self.image_id: int = processor.tokenizer.image_token_id
-        self._first: dict[str, int] = {}
+        self._known: dict[str, list[int]] = {}
 
     def label(self, packed: Packed, sample: Sample, drawings: Sequence[Drawing]) -> None:
         """Writes labels and weights into `packed`, whose prefix holds the images of `sample`, drawn with `owner`."""
@@ -57,21 +57,36 @@ class TokenNames:
             share = (cells == index).mean(1)
             found[share >= most] = self._id(concepts()[thing.concept].name)
             most = np.maximum(most, share)
-        first = True
-        left = [len(sign.text) for sign in scene.signs]
-        for character, (x0, y0, x1, y1) in reversed(drawing.characters):  # the leftmost in a cell stays
-            left[-1] -= 1
-            first = left[-1] == 0
-            if first:
-                left.pop()
-            column, row = int((x0 + x1) / 2 * g), int((y0 + y1) / 2 * g)
-            found[min(row, g - 1) * g + min(column, g - 1)] = self._id(character if first else f"##{character}")
+        for text, boxes in _written(scene, drawing):
+            # The leftmost character of a cell stays: the language model reads on from there.
+            for piece, (x0, y0, x1, y1) in reversed(list(zip(self._pieces(text), boxes, strict=True))):
+                column, row = int((x0 + x1) / 2 * g), int((y0 + y1) / 2 * g)
+                if 0 <= column < g and 0 <= row < g:
+                    found[row * g + column] = piece
         return found
 
-    def _id(self, text: str) -> int:
-        if text not in self._first:
-            known = self.tokenizer.convert_tokens_to_ids(text)
-            if known is None or known == self.tokenizer.unk_token_id:
-                known = self.tokenizer(text, add_special_tokens=False)["input_ids"][0]
-            self._first[text] = int(known)
-        return self._first[text]
+    def _id(self, name: str) -> int:
+        return self._pieces(name)[0]
+
+    def _pieces(self, text: str) -> list[int]:
+        """For each character of `text` the token that it is part of."""
+        if text not in self._known:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            lengths = [len(t.removeprefix("##")) for t in self.tokenizer.convert_ids_to_tokens(ids)]
+            spread = [i for i, n in zip(ids, lengths, strict=True) for _ in range(n)]
+            for place, character in enumerate(text):
+                if character == " ":
+                    spread.insert(place, spread[min(place, len(spread) - 1)])
+            self._known[text] = spread
+        return self._known[text]
+
+
+def _written(scene: Scene, drawing: Drawing) -> Iterator[tuple[str, list[Box]]]:
+    """Every text of a drawing with the boxes of its characters."""
+    start = 0
+    for sign in scene.signs:
+        yield sign.text, [box for _, box in drawing.characters[start : start + len(sign.text)]]
+        start += len(sign.text)
+    for text, (x0, y0, x1, y1), _ in drawing.strings:
+        step = (x1 - x0) / len(text)
+        yield text, [(x0 + step * i, y0, x0 + step * (i + 1), y1) for i in range(len(text))]

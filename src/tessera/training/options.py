@@ -11,8 +11,8 @@ from tessera.config import config
 class Questions:
     """text_tokens: longest text of all questions about a sample together; captions: chances that a sample of one image is also
     described (short, dense, child), `described` that one of several images is; several: shares of batches with pairs and with
-    clips; weights: how much more (or less) often than others a question type is asked; naming: weight of the loss by
-    which every visual token is to be followed by the name of what it shows (the labels that `tessera.training.naming` gives), 0 for none."""
+    clips; weights: how much more (or less) often than others a question type is asked; naming:
+    weight of the loss of `tessera.training.naming`, by which every visual token is followed by the name of what it shows."""
 
     text_tokens: int = 128
     captions: tuple[float, float, float] = (0.25, 0.12, 0.05)
