@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tessera.data.packing import collate, unpack
+from tessera.errors import UserError
 from tessera.models.image_processing import TesseraImageProcessor
 from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
@@ -157,3 +158,9 @@ def test_captions_go_with_their_images() -> None:
     batch = CaptionData([world], dual).collate([3, 4])
     assert dual.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).strip() == caption(world[3])
     assert torch.equal(batch["pixel_values"][1], to_pixels([np.asarray(world[4].images()[0])])[0])
+
+
+def test_a_slice_too_small_for_clips_is_refused(processor: TesseraProcessor) -> None:
+    data = WorldQuestions([World()], processor, Questions(several=(0.0, 1.0)), batch_size=8)
+    with pytest.raises(UserError, match="too few for one micro-batch"):
+        data.collate([1])

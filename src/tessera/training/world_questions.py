@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tessera.data.packing import Item, collate, pack
+from tessera.errors import UserError
 from tessera.training.dense import to_pixels
 from tessera.training.naming import TokenNames
 from tessera.training.options import Questions
@@ -35,8 +36,16 @@ class WorldQuestions:
         self._names = TokenNames(processor, options.naming) if options.naming and not blind else None
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The samples of `indices` (of one block) as one batch of the model's inputs."""
+        """The samples of `indices` (of one block) as one batch of the model's inputs.
+
+        Raises `UserError` for fewer indices than a clip has frames, of which none may begin one.
+        """
         samples = self._samples(indices)
+        if not samples:
+            raise UserError(
+                f"{len(indices)} samples are too few for one micro-batch of one process when clips have several frames; "
+                "use a larger batch_size, fewer micro-batches or processes, or questions.several=(0,0)."
+            )
         packed = []
         for sample in samples:
             prefix = self.prefix(len(sample.frames))
