@@ -68,7 +68,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fake]:
 
     def put(*answers: str) -> Fake:
         made = Fake(*answers)
-        monkeypatch.setattr(session, "open_session", lambda _: made)
+        monkeypatch.setattr(session, "open_session", lambda _, parts=(): made)
         return made
 
     return put

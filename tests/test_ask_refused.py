@@ -83,7 +83,7 @@ ARGUMENTS: list[tuple[list[str], str]] = [
 def test_arguments_that_make_no_sense(
     args: list[str], says: str, picture: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "open_session", lambda _: pytest.fail("a model was loaded for nothing"))
+    monkeypatch.setattr(session, "open_session", lambda *_: pytest.fail("a model was loaded for nothing"))
     places = {"PICTURE": picture, "FOLDER": str(tmp_path)}
     message = refused(capsys, "ask", *[places.get(arg, arg) for arg in args])
     assert says in message

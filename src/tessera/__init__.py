@@ -28,6 +28,8 @@ _LAZY = {
     "load": "tessera.models.reference",
     "save": "tessera.models.reference",
     "to_llava": "tessera.models.export",
+    "plug": "tessera.hosts.plug",
+    "attach": "tessera.hosts.plug",
     "part": "tessera.registry",
     "UserError": "tessera.errors",
     "TesseraError": "tessera.errors",

@@ -1,4 +1,7 @@
-"""Contracts that every built-in part of the composed model keeps, taken from the registry."""
+"""Contracts that every built-in part of the composed model keeps, taken from the registry.
+
+The sockets hold parts that plug into hosts too; their contract is in `test_host_parts.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from torch import nn
 from tessera import registry
 from tessera.config import build, field_types
 from tessera.errors import UserError
+from tessera.models.parts import buildable, normalise
 from tessera.nn.tokens import VisualTokens, from_grid
 
 SOCKETS = ("encoders", "experts", "tokens", "connectors", "couplings")
-PARTS = [(socket, name) for socket in SOCKETS for name in registry.names(socket)]
+PARTS = [(socket, name) for socket in SOCKETS for name in buildable(socket)]
 # Settings that a part cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
     "conv_vit": {"image_size": 32, "width": 24, "heads": 2, "depth": 1},
@@ -109,3 +113,13 @@ def test_duplicates_unknown_and_misplaced_parts_are_refused() -> None:
         registry.get("encoders", "conv_vits")
     with pytest.raises(UserError, match="belongs to socket 'connectors'"):
         registry.get("encoders", "mlp")
+
+
+def test_parts_of_hosts_are_no_parts_of_composed_models() -> None:
+    assert "fopru" not in buildable("tokens") and "pixel_shuffle" in buildable("tokens")
+    with pytest.raises(
+        UserError, match=r"parts\.tokens\.kind: 'fopru' plugs into a finished model, tessera\.plug\(model, 'fopru'\)"
+    ):
+        normalise({"tokens": {"kind": "fopru"}})
+    with pytest.raises(UserError, match=r"must be text, not None\. Parts: identity, pixel_shuffle\."):
+        normalise({"tokens": {}})

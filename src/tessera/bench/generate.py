@@ -1,4 +1,4 @@
-"""Our greedy decoding against `model.generate()` of transformers, on the same weights."""
+"""Our greedy decoding against `model.generate()` of transformers, on the same weights: our own model, and hosts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tessera.bench.hosts import SHAPES, HostCase, QuestionsCase, host_case, questions_case
 from tessera.bench.sides import Ratio, interleaved, median, ratio
 from tessera.bench.subject import Subject, load, scenes
 from tessera.cli.common import JsonOption, emit
 from tessera.errors import TesseraError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 TARGET = 2.0
@@ -42,7 +44,8 @@ class Case:
 class GenerateSpeed:
     """Ours starts from the questions' text, transformers from token ids made before; `new_tokens` is the limit on an answer.
 
-    reached: whether the median of `Case.ratio` is `TARGET` or more at every batch size.
+    hosts and questions are other models, of transformers; empty and None where they were not asked for. reached: whether the
+    median of every ratio is its target or more (`TARGET` at every batch size).
     """
 
     subject: Subject
@@ -50,20 +53,34 @@ class GenerateSpeed:
     rounds: int
     cases: list[Case]
     target: float
+    hosts: list[HostCase]
+    questions: QuestionsCase | None
     reached: bool
 
 
-def measure(model: str = "", new_tokens: int = 64, rounds: int = 7, batches: Sequence[int] = BATCHES) -> GenerateSpeed:
-    """Times both sides in turns. Raises `TesseraError` if the tokens differ."""
+def measure(
+    model: str = "", new_tokens: int = 64, rounds: int = 7, batches: Sequence[int] = BATCHES, hosts: bool | None = None
+) -> GenerateSpeed:
+    """Times both sides in turns; `hosts`: models of transformers too, by default if no model is named.
+
+    Raises `TesseraError` if the tokens differ.
+    """
+    hosts = not model if hosts is None else hosts
     loaded, processor, subject = load(model)
     cases = [case(loaded, processor, batch, new_tokens, rounds) for batch in batches]
+    found = [host_case(shape, new_tokens, rounds) for shape in SHAPES] if hosts else []
+    questions = questions_case(rounds) if hosts else None
     return GenerateSpeed(
         subject=subject,
         new_tokens=new_tokens,
         rounds=rounds,
         cases=cases,
         target=TARGET,
-        reached=all(c.ratio.median >= TARGET for c in cases),
+        hosts=found,
+        questions=questions,
+        reached=all(c.ratio.median >= TARGET for c in cases)
+        and all(c.reached for c in found)
+        and (questions is None or questions.reached),
     )
 
 
@@ -127,10 +144,49 @@ def generate(
     model: Annotated[str, typer.Option(help="nano or a folder; the nano shape with random weights by default.")] = "",
     new_tokens: Annotated[int, typer.Option(help="Tokens per answer at most.", min=1)] = 64,
     rounds: Annotated[int, typer.Option(help="Times that each side is measured.", min=1)] = 7,
+    hosts: Annotated[
+        bool | None,
+        typer.Option(
+            "--hosts/--no-hosts", help="Models of transformers too; by default if no model is named.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Our greedy decoding against transformers' model.generate(): same weights, same tokens, in turns."""
-    emit(measure(model, new_tokens, rounds), as_json, _table)
+    emit(measure(model, new_tokens, rounds, hosts=hosts), as_json, _tables)
+
+
+def _tables(found: GenerateSpeed) -> RenderableType:
+    from rich.console import Group
+
+    return Group(_table(found), *([_hosts(found)] if found.hosts else []))
+
+
+def _hosts(found: GenerateSpeed) -> Table:
+    from rich.table import Table
+
+    caption = "Seconds from pixels to the last token, batch 1; slow: the model's own forward computes the tokens."
+    if (shared := found.questions) is not None:
+        caption += (
+            f"\n{shared.questions} questions about one image of {shared.image_tokens} tokens: {shared.ratio.median:.2f} x one by "
+            f"one ({shared.target:g} x wanted), {shared.against_batch.median:.2f} x one batch."
+        )
+    table = Table(title="Models of transformers", caption=caption, title_justify="left", caption_justify="left", box=None)
+    for name in ("family", "shape", "ours", "transformers", "ratio", "from", "to", "wanted", "way"):
+        table.add_column(name, justify="left" if name in ("family", "shape", "way") else "right")
+    for c in found.hosts:
+        table.add_row(
+            c.family,
+            c.shape.partition(":")[0],
+            f"{c.ours_seconds:.3f}",
+            f"{c.transformers_seconds:.3f}",
+            f"{c.ratio.median:.2f}",
+            f"{c.ratio.low:.2f}",
+            f"{c.ratio.high:.2f}",
+            f"{c.target:g}",
+            "own" if c.why_slow is None else "slow",
+        )
+    return table
 
 
 def _table(found: GenerateSpeed) -> Table:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tessera.cli.common import JsonOption, to_json
+from tessera.cli.plugging import PlugOption, parse_plugs
 from tessera.cli.talk import NANO, STDIN, Subject, Talk, open_images, parse_world
 from tessera.errors import UserError, unknown
 
@@ -27,6 +28,7 @@ def ask(
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Go on asking about the same images.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write a picture of the answer; a box is drawn in.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 64,
+    plug: PlugOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model about images, or about a scene of the world, whose true answers are shown as well."""
@@ -39,7 +41,7 @@ def ask(
     paths, question = split_arguments(arguments or [], bool(world), interactive)
     place = parse_world(world) if world else None
     images = open_images(paths)
-    talk = Talk(model, max_new_tokens, as_json, save)
+    talk = Talk(model, max_new_tokens, as_json, save, parse_plugs(plug))
     talk.show(Subject(paths, images) if place is None else talk.scene(*place))
     if interactive:
         talk.loop(question)

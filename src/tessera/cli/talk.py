@@ -19,6 +19,7 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from tessera.hosts.part import HostPart
     from tessera.hosts.session import Said, Session
     from tessera.world import Sample
     from tessera.world.scene import Question
@@ -73,11 +74,14 @@ def parse_world(text: str) -> tuple[str, int, str | None]:
 class Talk:
     """A session with a model; answers stream to stdout unless they are collected for JSON."""
 
-    def __init__(self, model: str, max_new_tokens: int, as_json: bool, save: Path | None = None) -> None:
+    def __init__(
+        self, model: str, max_new_tokens: int, as_json: bool, save: Path | None = None, parts: Sequence[HostPart] = ()
+    ) -> None:
+        """parts: plugged into the model."""
         from tessera.hosts.session import open_session
 
         begin = time.perf_counter()
-        self.session: Session = open_session(model)
+        self.session: Session = open_session(model, parts)
         self.load_seconds = round(time.perf_counter() - begin, 3)
         self.model, self.max_new_tokens, self.as_json, self.save = model, max_new_tokens, as_json, save
         self.subject = Subject([], [])

@@ -2,7 +2,9 @@
 
 PyTorch multiplies float32 matrices on a CPU with MKL, which on processors of other makers than Intel's reaches less than half of
 what oneDNN does with the same instructions. PyTorch ships both; its compiler packs frozen weights for oneDNN by the operators
-that are used here. For very few rows the plain product is faster, so both forms are held. Legend: N rows.
+that are used here. For very few rows the plain product of a small matrix is faster, so both forms of those are held.
+
+Legend: N rows.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 FEW = 4
-"""Below so many rows the plain product is faster."""
+"""Below so many rows the plain product of a small matrix is faster."""
+LARGE = 2**18
+"""Weights from which on the packed product is faster for a single row too."""
 _RECORDING = "transformers.utils.output_capturing"
 _ROWS = 64
 """What weights are packed for; the layout that oneDNN takes hardly depends on it."""
@@ -24,25 +28,27 @@ _ROWS = 64
 class Matrix:
     """`x` [N, in] -> x W + b [N, out], from one layer or from several with the same input side by side."""
 
-    __slots__ = ("bias", "packed", "plain")
+    __slots__ = ("bias", "few", "packed", "plain")
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = ()) -> None:
         """`weights` [out, in] each; biases [out] each, all of them or none."""
         weight = torch.cat([w.detach() for w in weights])
         there = [b.detach() for b in biases if b is not None]
-        self.plain: Tensor = weight.t().contiguous()
         self.bias: Tensor | None = torch.cat(there) if there else None
         self.packed = pack(weight)
+        self.few = FEW if self.packed is None or weight.numel() < LARGE else 1
+        # Never asked where every number of rows takes the packed form: not held twice.
+        self.plain: Tensor = weight.new_empty(0) if self.few == 1 else weight.t().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x` [N, in] -> [N, out], new memory."""
-        if self.packed is not None and x.shape[0] >= FEW:
+        if self.packed is not None and x.shape[0] >= self.few:
             return self.packed(x, self.bias)
         return torch.mm(x, self.plain) if self.bias is None else torch.addmm(self.bias, x, self.plain)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` [N, out], x [N, in] -> residual + x W + b, new memory."""
-        if self.packed is not None and x.shape[0] >= FEW:
+        if self.packed is not None and x.shape[0] >= self.few:
             return self.packed(x, self.bias).add_(residual)
         moved = torch.addmm(residual, x, self.plain)
         return moved if self.bias is None else moved.add_(self.bias)

@@ -73,7 +73,9 @@ class PackedRun:
         state: Tensor,
         questions: Sequence[Sequence[Sequence[int]]],
         steps: int,
+        shift: int = 0,
     ) -> None:
+        """shift: by how much the position behind the prefix is other than its length (M-RoPE's images take fewer positions)."""
         self.decoder = decoder
         device = decoder.device
         items, prefix = state.shape[1], state.shape[3]
@@ -85,6 +87,7 @@ class PackedRun:
         self.buffer[:, :, :, :prefix] = state
         lay = _lay_out(questions, self.questions, packed, prefix, columns)
         ids, positions, owners, lasts, lengths = (torch.tensor(part, device=device) for part in lay)
+        positions, lengths = positions + shift, lengths + shift
         decoder.reach(int(lengths.max()) + steps + 1)
         self.positions = lengths.flatten()
         single = self.questions == 1

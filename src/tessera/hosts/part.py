@@ -9,12 +9,14 @@ Legend: B rows, S logical tokens, K physical tokens at a layer, E width of the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
+
+from tessera.nn.reduction import keep_top
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
@@ -115,9 +117,7 @@ class LayerView:
     def keep_top(self, score: Tensor, count: Tensor) -> Tensor:
         """[B, K] bool: every token that is not visual, and per row the `count [B]` visual ones with the highest `score [B, K]`;
         of equal ones the earlier."""
-        ranked = score.float().masked_fill(~self.visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
-        place = ranked.argsort(dim=1)
-        return ~self.visual | (place < count[:, None])
+        return keep_top(score, self.visual, count)
 
 
 class HostPart:
@@ -151,7 +151,7 @@ class HostPart:
         return "keep"
 
     def language_taps(self, host: Host) -> Mapping[int, Tap]:
-        """Decoder layers whose attention is wanted, with what is."""
+        """Decoder layers whose attention is wanted, with what is. Captured for prompts that have visual tokens."""
         return {}
 
     def tower_taps(self, host: Host) -> Mapping[int, Tap]:
@@ -161,8 +161,15 @@ class HostPart:
     def install(self, host: Host, undo: ExitStack) -> None:
         """Puts own hooks or modules into the host; everything that was done is undone by a callback on `undo`."""
 
+    def boundaries(self, host: Host) -> Collection[int] | None:
+        """Layers in front of which `select` or `transform` may do anything; None: all. Elsewhere the host runs untouched."""
+        return None
+
     def select(self, view: LayerView) -> Selection | None:
-        """At every layer boundary of a prefill (layer 0: the projector's output): which tokens go on."""
+        """At every layer boundary of a prefill (layer 0: the projector's output): which tokens go on.
+
+        Asked only for prompts that have visual tokens.
+        """
         return None
 
     def transform(self, view: LayerView) -> Tensor | None:

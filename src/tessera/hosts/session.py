@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +12,9 @@ from tessera.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from tessera.hosts.part import HostPart
+    from tessera.hosts.sampling import Sampling
 
 OnText = Callable[[str], object]
 """Called with every piece of an answer as it is made."""
@@ -20,13 +24,14 @@ SILENT = ("tessera_dual_encoder", "tessera_vision")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer: its text, how many tokens it has, its probability where the model tells, whether it ended by itself."""
+    """An answer: its text, how many tokens it and its prompt have, its probability, whether it ended by itself."""
 
     text: str
     tokens: int
     probability: float | None
     finished: bool
     seconds: float
+    prompt_tokens: int = 0
 
 
 class Session(Protocol):
@@ -38,28 +43,37 @@ class Session(Protocol):
     def show(self, images: Sequence[Image.Image]) -> None:
         """What the next questions are about."""
 
-    def ask(self, question: str, max_new_tokens: int, on_text: OnText) -> Said:
-        """The answer. Raises `UserError` for a question or images that the model cannot take."""
+    def ask(self, question: str, max_new_tokens: int, on_text: OnText, sampling: Sampling | None = None) -> Said:
+        """The answer, the likeliest one unless `sampling` says otherwise. What `on_text` raises ends it.
+
+        Raises `UserError` for a question or images that the model cannot take.
+        """
         ...
 
+    def close(self) -> None:
+        """Takes plugged parts out of the model."""
 
-def open_session(name: str) -> Session:
-    """A session with a reference model, a model folder or a hub id. Raises `UserError` for what is none, or answers nothing."""
+
+def open_session(name: str, parts: Sequence[HostPart] = ()) -> Session:
+    """A session with a reference model, a model folder or a hub id, `parts` plugged into it until it is closed.
+
+    Raises `UserError` for what is none or answers nothing, and for parts that the model cannot take.
+    """
     import torch
 
     from tessera.models import reference
 
     loaded, processor = reference.load(name)
     kind = loaded.config.model_type
-    if kind == "tessera_vlm":
+    if kind == "tessera_vlm" and not parts:
         return OwnSession(loaded, processor)
     if kind in SILENT:
         raise UserError(
             f"{name} is a {'dual encoder' if kind == SILENT[0] else 'vision expert'}: it answers no questions. Ask nano."
         )
-    if torch.accelerator.is_available():
+    if kind != "tessera_vlm" and torch.accelerator.is_available():
         loaded = loaded.to(torch.accelerator.current_accelerator(), torch.bfloat16)
-    return TransformersSession(loaded, processor, name)
+    return TransformersSession(loaded, processor, name, parts)
 
 
 class OwnSession:
@@ -77,75 +91,73 @@ class OwnSession:
         """See `Session`."""
         self._images, self._prefix = list(images), None
 
-    def ask(self, question: str, max_new_tokens: int, on_text: OnText) -> Said:
+    def ask(self, question: str, max_new_tokens: int, on_text: OnText, sampling: Sampling | None = None) -> Said:
         """See `Session`."""
+        from tessera.hosts.sampling import GREEDY
+
         begin = time.perf_counter()
         if self._prefix is None:
             self._prefix = self._generator.prefix(self._images)
-        stream = self._generator.stream(self._prefix, question, max_new_tokens)
+        stream = self._generator.stream(self._prefix, question, max_new_tokens, sampling or GREEDY)
         for piece in stream:
             on_text(piece)
         answer = stream.answer
         assert answer is not None
-        return Said(answer.text, len(answer.tokens), answer.probability, answer.finished, time.perf_counter() - begin)
+        return Said(
+            answer.text,
+            len(answer.tokens),
+            answer.probability,
+            answer.finished,
+            time.perf_counter() - begin,
+            self._prefix.length + len(self.processor.question_ids(question)),
+        )
+
+    def close(self) -> None:
+        """See `Session`: nothing is plugged in."""
 
 
 class TransformersSession:
-    """Any image-text-to-text model of transformers, through its chat template and `generate`."""
+    """Any image-text-to-text model of transformers, through its chat template and our decoding loop, with or without parts."""
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
-        """Raises `UserError` for a processor without a chat template."""
-        if getattr(processor, "chat_template", None) is None:
-            raise UserError(
-                f"{name} has no chat template, so Tessera does not know how it is asked; add a chat_template.jinja to its folder."
-            )
+    def __init__(self, model: Any, processor: Any, name: str, parts: Sequence[HostPart] = ()) -> None:
+        """Raises `UserError` for a processor without a chat template, and for parts that the model cannot take."""
+        from tessera.hosts.host_generate import HostGenerator
+
         self.model, self.processor, self.name = model, processor, name
+        self.generator = HostGenerator(model, processor, name=name)
         self._images: list[Image.Image] = []
+        self._prefix: Any = None
+        self._plugged = ExitStack()
+        if parts:
+            from tessera.hosts.plug import plug
+
+            self.host = self._plugged.enter_context(plug(model, *parts))
 
     def show(self, images: Sequence[Image.Image]) -> None:
         """See `Session`."""
-        self._images = list(images)
+        self._images, self._prefix = list(images), None
 
-    def ask(self, question: str, max_new_tokens: int, on_text: OnText) -> Said:
-        """See `Session`."""
-        from transformers import TextStreamer
-
-        class Pieces(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                if text:
-                    on_text(text)
+    def ask(self, question: str, max_new_tokens: int, on_text: OnText, sampling: Sampling | None = None) -> Said:
+        """See `Session`. Images that no question can share are read with every question."""
+        from tessera.hosts.sampling import GREEDY
 
         begin = time.perf_counter()
-        inputs = self._inputs(question)
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        length = inputs["input_ids"].shape[1]
-        out = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        if self._prefix is None:
+            self._prefix = self.generator.prefix(self._images)
+        stream = self.generator.stream(self._prefix, question, max_new_tokens, sampling or GREEDY)
+        for piece in stream:
+            on_text(piece)
+        answer = stream.answer
+        assert answer is not None
+        return Said(
+            answer.text,
+            len(answer.tokens),
+            answer.probability,
+            answer.finished,
+            time.perf_counter() - begin,
+            stream.prompt_tokens,
         )
-        tokens = out[0, length:].tolist()
-        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        return Said(text, len(tokens), None, len(tokens) < max_new_tokens, time.perf_counter() - begin)
 
-    def _inputs(self, question: str) -> Any:
-        if not question.strip():
-            raise UserError("the question is empty; ask something, for example: Is there a dog?")
-        content = [{"type": "image"}] * len(self._images) + [{"type": "text", "text": question}]
-        try:
-            prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            inputs = self.processor(images=self._images or None, text=[prompt], return_tensors="pt")
-        except UserError:
-            raise
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"{self.name} cannot take this question with {len(self._images)} image(s): {first}") from error
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        length = inputs["input_ids"].shape[1]
-        if context is not None and length >= context:
-            raise UserError(
-                f"the question is too long: with the images it takes {length} tokens, {length + 1 - context} more than this "
-                f"model's context of {context} leaves room for. Shorten it, or give fewer images."
-            )
-        return inputs.to(self.model.device, dtype=self.model.dtype)
+    def close(self) -> None:
+        """See `Session`."""
+        self._plugged.close()

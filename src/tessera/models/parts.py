@@ -31,6 +31,18 @@ SOCKETS = {
 }
 
 
+def plugs_into_hosts(target: Any) -> bool:
+    """Whether a registered target is a part of hosts (`tessera.plug`) rather than a module of composed models."""
+    from tessera.hosts.part import HostPart
+
+    return isinstance(target, type) and issubclass(target, HostPart)
+
+
+def buildable(socket: str) -> list[str]:
+    """Names of the parts of a socket that composed models are built from; imports all of them."""
+    return [name for name in registry.names(socket) if not plugs_into_hosts(registry.get(socket, name).target)]
+
+
 def parse(socket: str, spec: Any, where: str) -> tuple[Any, Any]:
     """The registered target and its parsed `Config` for one `{"kind":
 
@@ -41,10 +53,13 @@ def parse(socket: str, spec: Any, where: str) -> tuple[Any, Any]:
     values = dict(spec)
     kind = values.pop("kind", None)
     if not isinstance(kind, str):
-        raise UserError(
-            f"{where}.kind names the part and must be text, not {kind!r}. Parts: {', '.join(registry.names(socket))}."
-        )
+        raise UserError(f"{where}.kind names the part and must be text, not {kind!r}. Parts: {', '.join(buildable(socket))}.")
     target = registry.get(socket, kind).target
+    if plugs_into_hosts(target):
+        raise UserError(
+            f"{where}.kind: {kind!r} plugs into a finished model, tessera.plug(model, {kind!r}); a composed model is not built "
+            f"from it. Parts: {', '.join(buildable(socket))}."
+        )
     return target, build(target.Config, values, where)
 
 

@@ -28,7 +28,8 @@ class Recipe:
 
     task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
     "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or
-    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; data: a dataset's path in
+    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: in
+    place of them during the training stages of these names; data: a dataset's path in
     place of the worlds (task "questions"), with its image folder; blind: train and measure without images.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     model: dict[str, Any]
     start: dict[str, str] = field(default_factory=dict)
     worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
+    lessons: dict[str, list[WorldConfig]] = field(default_factory=dict)
     data: str | None = None
     images: str | None = None
     blind: bool = False

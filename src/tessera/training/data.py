@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from tessera.errors import TesseraError
-from tessera.training.plan import TrainConfig
+from tessera.training.plan import TrainConfig, stage_of
 
 Batch = dict[str, Any]
 Request = tuple[int, int]
@@ -89,6 +89,20 @@ class Batches:
 
     def batch(self, step: int, rank: int, world_size: int, micro: int) -> Batch:
         return self.collate(self.indices(step, rank, world_size, micro))
+
+
+class Lessons:
+    """Other data in every stage of a run."""
+
+    def __init__(self, stages: Sequence[TrainingData], config: TrainConfig) -> None:
+        self.stages, self.config = stages, config
+
+    @property
+    def finite(self) -> bool:
+        return any(data.finite for data in self.stages)
+
+    def batch(self, step: int, rank: int, world_size: int, micro: int) -> Batch:
+        return self.stages[stage_of(self.config, step)[0]].batch(step, rank, world_size, micro)
 
 
 @functools.lru_cache(maxsize=2)

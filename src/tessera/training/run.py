@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,12 @@ from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
 from tessera.models.vision import TesseraVisionModel
 from tessera.training.captions import CaptionData
-from tessera.training.data import Batches, TrainingData
+from tessera.training.data import Batches, Lessons, TrainingData
 from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
 from tessera.training.trainer import Result, Trainer
 from tessera.training.world_questions import WorldQuestions
-from tessera.world import World
+from tessera.world import World, WorldConfig
 from tessera.world.vocabulary import words
 
 if TYPE_CHECKING:
@@ -103,13 +103,23 @@ def training_data(recipe: Recipe, model: Any, processor: Any) -> TrainingData:
         return SupervisedData(
             read(recipe.data, recipe.images), processor, config.batch_size, config.seed, accumulation=config.accumulation
         )
-    worlds = [World(w) for w in recipe.worlds]
-    if recipe.task == "questions":
-        questions = WorldQuestions(worlds, processor, recipe.questions, recipe.training.batch_size, recipe.blind)
-        return Batches(questions.collate, recipe.training)
-    if recipe.task == "captions":
-        return Batches(CaptionData(worlds, processor).collate, recipe.training)
-    return Batches(DenseData(worlds, recipe.task, _patch(model)).collate, recipe.training)
+    stages = [stage.name for stage in recipe.training.stages]
+    for name in recipe.lessons:
+        if name not in stages:
+            raise unknown("stage in lessons:", name, stages)
+
+    def batches(configs: Sequence[WorldConfig]) -> TrainingData:
+        worlds = [World(w) for w in configs]
+        if recipe.task == "questions":
+            questions = WorldQuestions(worlds, processor, recipe.questions, recipe.training.batch_size, recipe.blind)
+            return Batches(questions.collate, recipe.training)
+        if recipe.task == "captions":
+            return Batches(CaptionData(worlds, processor).collate, recipe.training)
+        return Batches(DenseData(worlds, recipe.task, _patch(model)).collate, recipe.training)
+
+    if not recipe.lessons:
+        return batches(recipe.worlds)
+    return Lessons([batches(recipe.lessons.get(name, recipe.worlds)) for name in stages], recipe.training)
 
 
 def _start(recipe: Recipe, model: Any) -> Any:

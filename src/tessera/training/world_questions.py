@@ -17,6 +17,7 @@ from tessera.training.naming import TokenNames
 from tessera.training.options import Questions
 from tessera.world import World
 from tessera.world.dataset import Sample
+from tessera.world.lists import LIST_PROMPTS, lists
 from tessera.world.rng import Rng
 from tessera.world.vocabulary import CAPTION_PROMPTS
 
@@ -89,6 +90,9 @@ class WorldQuestions:
             described = sample.captions()
             kind = rng.weighted(list(CAPTION_PROMPTS), self.options.captions)
             texts.insert(rng.below(3), (CAPTION_PROMPTS[kind], described[kind]))
+        if len(sample.frames) == 1 and self.options.lists and rng.chance(self.options.lists):
+            kind = rng.choice(list(LIST_PROMPTS))
+            texts.insert(rng.below(2), (LIST_PROMPTS[kind], lists(sample)[kind]))
         asked = self._ids([f"<user>{q}<assistant>" for q, _ in texts])
         answered = self._ids([f"{a}<eos>" for _, a in texts])
         return [(q, a, None) for q, a in zip(asked, answered, strict=True)]

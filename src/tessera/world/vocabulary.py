@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tessera.world.backgrounds import COLOURS
 from tessera.world.concepts import concepts, pool
+from tessera.world.lists import LIST_PROMPTS
 from tessera.world.questions import template_words
 from tessera.world.scene import STYLES
 from tessera.world.text import SIGN_COLOURS
@@ -23,7 +24,7 @@ def words() -> list[str]:
         concept = concepts()[index]
         found.update(concept.name.split(), concept.category.split())
     found.update(COLOURS, STYLES, (name for name, _, _ in SIGN_COLOURS))
-    for prompt in CAPTION_PROMPTS.values():
+    for prompt in (*CAPTION_PROMPTS.values(), *LIST_PROMPTS.values()):
         found.update(prompt.strip(".").split())
     found.update(str(n) for n in range(100))
     found.update(f"{n:02d}" for n in range(100))

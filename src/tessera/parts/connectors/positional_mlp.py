@@ -20,6 +20,10 @@ from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
 
 
+GAIN = 1.0
+"""Root mean square of content and of place at the start."""
+
+
 @part("positional_mlp", socket="connectors")
 class PositionalMLP(nn.Module):
     """norm, linear, GELU, linear; plus a linear map of the place's Fourier features."""
@@ -44,16 +48,23 @@ class PositionalMLP(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, out_width)
         self.place = nn.Linear(2 + 4 * config.bands, out_width, bias=False)
+        self.content_gain = nn.Parameter(torch.full((out_width,), GAIN))
+        self.place_gain = nn.Parameter(torch.full((out_width,), GAIN))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal 0.02, zero bias."""
+        """Truncated normal 0.02, zero bias, gains `GAIN`."""
         initialise.tree(self)
+        nn.init.constant_(self.content_gain, GAIN)
+        nn.init.constant_(self.place_gain, GAIN)
 
     def forward(self, tokens: VisualTokens) -> VisualTokens:
         """[B, N, D] -> [B, N, E]."""
-        features = self.down(nn.functional.gelu(self.up(self.norm(tokens.features))))
-        return tokens.with_features(features + self.place(self.fourier(tokens.positions).to(features.dtype)))
+        content = self.down(nn.functional.gelu(self.up(self.norm(tokens.features))))
+        place = self.place(self.fourier(tokens.positions).to(content.dtype))
+        shape = (self.out_width,)
+        said, where = (nn.functional.rms_norm(part.float(), shape) for part in (content, place))
+        return tokens.with_features((said * self.content_gain + where * self.place_gain).to(content.dtype))
 
     def fourier(self, positions: Tensor) -> Tensor:
         """Places [B, N, 2] in the unit square -> [B, N, 2 + 4 * bands]: centred coordinates, sines and cosines of octaves."""

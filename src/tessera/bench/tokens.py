@@ -1,0 +1,272 @@
+"""Parts that drop visual tokens: the time of a prefill against what counted FLOPs promise, and what hooks cost that do nothing.
+
+The host is shaped like LLaVA (a class token, 24 x 24 patches, a tower of about a twentieth of the language model's size), with
+random weights: which tokens stay is meaningless, what it costs is not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tessera.bench.sides import Ratio, interleaved, median
+from tessera.cli.common import JsonOption, emit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARE = 0.8
+"""Of what the FLOP ratio promises, the measured ratio should be at least this share."""
+OVERHEAD = 1.05
+"""With identity settings a prefill should take at most this many times as long as the bare one."""
+PARTS: Mapping[str, dict[str, Any]] = {"pyramiddrop": {}, "fopru": {"keep": 0.25}, "aim": {}}
+"""What is measured, with its options."""
+
+_IMAGE = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Shape:
+    """The host. Tower: `patches` x `patches` patches of 14 pixels, heads of 64."""
+
+    layers: int = 12
+    width: int = 512
+    intermediate: int = 1408
+    heads: int = 8
+    patches: int = 24
+    tower_layers: int = 4
+    tower_width: int = 192
+    text_tokens: int = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Case:
+    """One part. Ratios are the bare host's over the plugged one's; both read one image and one prompt, pixels to first logits.
+
+    tokens: entering each decoder layer; promised: the ratio of counted FLOPs (matrix products, convolutions, attention, the
+    part's own ones included); measured: that of seconds, round by round; share: measured over promised; reached: whether it
+    is `SHARE` or more.
+    """
+
+    part: str
+    options: dict[str, Any]
+    tokens: list[int]
+    gflops: float
+    seconds: float
+    promised: float
+    measured: Ratio
+    share: float
+    reached: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Idle:
+    """One part with its identity setting. overhead: seconds over the bare host's; reached: whether it is at most `OVERHEAD`."""
+
+    part: str
+    options: dict[str, Any]
+    overhead: Ratio
+    reached: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenSpeed:
+    """All parts on one host; seconds are medians over the rounds."""
+
+    shape: Shape
+    parameters: int
+    visual_tokens: int
+    gflops: float
+    seconds: float
+    rounds: int
+    cases: list[Case]
+    idle: list[Idle]
+    reached: bool
+    threads: int
+    dtype: str
+    versions: dict[str, str]
+    machine: str
+    targets: dict[str, float] = field(default_factory=lambda: {"share": SHARE, "overhead": OVERHEAD})
+
+
+def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
+    """Times the bare host, each part and each part's identity in turns, in one process, on modules that share their weights."""
+    import torch
+
+    from tessera.evaluation import provenance
+
+    shape = shape or Shape()
+    model = host(shape)
+    prompt = inputs(shape)
+    with ExitStack() as stack, torch.inference_mode():
+        sides: dict[str, Callable[[], Any]] = {"bare": _side(model, prompt)}
+        tokens, idle = {}, {}
+        for name, options in PARTS.items():
+            plugged = _plugged(stack, model, name, options)
+            sides[name] = _side(plugged.model, prompt)
+            idle[name] = plugged.parts[0].identity()
+            sides[f"{name}, idle"] = _side(_plugged(stack, model, name, idle[name]).model, prompt)
+            sides[name]()
+            tokens[name] = [stage.index.shape[1] for stage in plugged.sequence.stages]
+        flops = {side: _flops(work) for side, work in sides.items()}
+        taken = interleaved(sides, rounds)
+    cases = []
+    for name, options in PARTS.items():
+        promised, measured = flops["bare"] / flops[name], _ratio(taken["bare"], taken[name])
+        cases.append(
+            Case(
+                part=name,
+                options=options,
+                tokens=tokens[name],
+                gflops=round(flops[name] / 1e9, 2),
+                seconds=median(taken[name]),
+                promised=round(promised, 3),
+                measured=measured,
+                share=round(measured.median / promised, 3),
+                reached=measured.median >= SHARE * promised,
+            )
+        )
+    idles = []
+    for name, options in idle.items():
+        overhead = _ratio(taken[f"{name}, idle"], taken["bare"])
+        idles.append(Idle(part=name, options=options, overhead=overhead, reached=overhead.median <= OVERHEAD))
+    return TokenSpeed(
+        shape=shape,
+        parameters=provenance.parameter_count(model),
+        visual_tokens=shape.patches**2,
+        gflops=round(flops["bare"] / 1e9, 2),
+        seconds=median(taken["bare"]),
+        rounds=rounds,
+        cases=cases,
+        idle=idles,
+        reached=all(c.reached for c in cases) and all(i.reached for i in idles),
+        threads=torch.get_num_threads(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions=provenance.versions(),
+        machine=provenance.machine(),
+    )
+
+
+def host(shape: Shape, seed: int = 0) -> Any:
+    """A LLaVA with random weights."""
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    text = dict(
+        model_type="llama",
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        vocab_size=1000,
+        max_position_embeddings=2048,
+    )
+    tower = dict(
+        model_type="clip_vision_model",
+        hidden_size=shape.tower_width,
+        intermediate_size=4 * shape.tower_width,
+        num_hidden_layers=shape.tower_layers,
+        num_attention_heads=max(1, shape.tower_width // 64),
+        image_size=14 * shape.patches,
+        patch_size=14,
+    )
+    state = torch.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=_IMAGE)
+        return LlavaForConditionalGeneration(config).eval()
+    finally:
+        torch.set_rng_state(state)
+
+
+def inputs(shape: Shape) -> dict[str, Any]:
+    """One prompt: a third of the text, one image, the rest of the text."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    text = torch.randint(10, 1000, (shape.text_tokens,), generator=random)
+    before = shape.text_tokens // 3
+    ids = torch.cat([text[:before], torch.full((shape.patches**2,), _IMAGE), text[before:]])[None]
+    side = 14 * shape.patches
+    pixels = torch.randn(1, 3, side, side, generator=random)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def _side(model: Any, prompt: Mapping[str, Any]) -> Callable[[], Any]:
+    return lambda: model(**prompt, use_cache=True, logits_to_keep=1)
+
+
+def _plugged(stack: ExitStack, model: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """A host with one part on a copy of the model that shares its weights."""
+    from tessera.hosts.plug import plug
+
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return stack.enter_context(plug(copy.deepcopy(model, shared), name, **options))
+
+
+def _flops(work: Callable[[], Any]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _ratio(slow: list[float], fast: list[float]) -> Ratio:
+    """`slow` over `fast`, round by round, to three digits behind the point: an overhead of a percent must be seen."""
+    each = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    middle = len(each) // 2
+    value = each[middle] if len(each) % 2 else (each[middle - 1] + each[middle]) / 2
+    return Ratio(median=round(value, 3), low=round(each[0], 3), high=round(each[-1], 3))
+
+
+def tokens(
+    rounds: Annotated[int, typer.Option(help="Times that each side is measured.", min=1)] = 9,
+    layers: Annotated[int, typer.Option(help="Decoder layers.", min=4)] = 12,
+    width: Annotated[int, typer.Option(help="Width of the language model, a multiple of 64.", min=64)] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Parts that drop visual tokens: measured time of a prefill against what counted FLOPs promise."""
+    from tessera.errors import UserError
+
+    if width % 64:
+        raise UserError(f"--width is a multiple of 64, not {width}.")
+    shape = Shape(layers=layers, width=width, heads=width // 64, intermediate=width * 11 // 4)
+    emit(measure(shape, rounds), as_json, _table)
+
+
+def _table(found: TokenSpeed) -> Table:
+    from rich.table import Table
+
+    shape = found.shape
+    table = Table(
+        title=f"{shape.layers} layers of width {shape.width}, {found.visual_tokens} visual tokens, {shape.text_tokens} of text, "
+        f"{found.threads} thread(s), {found.rounds} rounds",
+        caption=f"Ratios of the bare host's prefill to the plugged one's, from pixels; at least {SHARE:.0%} of the promised one "
+        f"is wanted, and at most {OVERHEAD:g} times the bare time when nothing is dropped (idle).",
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+    )
+    for name in ("part", "GFLOP", "ms", "promised", "measured", "from", "to", "share", "idle"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    table.add_row("(bare)", f"{found.gflops:.1f}", f"{found.seconds * 1e3:.0f}")
+    for case, idle in zip(found.cases, found.idle, strict=True):
+        table.add_row(
+            case.part,
+            f"{case.gflops:.1f}",
+            f"{case.seconds * 1e3:.0f}",
+            f"{case.promised:.2f}",
+            f"{case.measured.median:.2f}",
+            f"{case.measured.low:.2f}",
+            f"{case.measured.high:.2f}",
+            f"{case.share:.2f}",
+            f"{idle.overhead.median:.3f}",
+        )
+    return table

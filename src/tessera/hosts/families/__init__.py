@@ -1,0 +1,1 @@
+"""Adapters of model families: one small file each, found by their registration."""

@@ -1,0 +1,46 @@
+"""What the `pixels` socket speaks of: one picture shown to a model as several views, each knowing what it shows.
+
+A part of the socket cuts; any model that takes several images looks. `Pixels` is all that such a part has to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+UnitBox: TypeAlias = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in the unit square of the original picture, x to the right, y down."""
+
+WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An image for the model, and what part of the original it shows.
+
+    image  what the model gets
+    box    what it shows, in the original's unit square
+    layer  which of the part's layers it belongs to, in the part's own words ("detail", "adaptive", "global")
+    """
+
+    image: Image.Image
+    box: UnitBox = WHOLE
+    layer: str = ""
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """A part of the `pixels` socket."""
+
+    def views(self, image: Image.Image) -> list[View]:
+        """The views of one picture, in the order in which the model is to read them."""
+        ...
+
+
+def pictures(views: Sequence[View]) -> list[Image.Image]:
+    """The images of views, for a processor."""
+    return [view.image for view in views]

@@ -1,0 +1,1 @@
+"""Claims that run, and the evidence that they leave."""

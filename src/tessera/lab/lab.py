@@ -1,0 +1,209 @@
+"""What claims measure with: reference models, worlds, budgeted training, controls, timing, comparisons.
+
+    @claim("at a quarter of the tokens accuracy stays", kind="effect")
+    def keeps_accuracy(lab: Lab) -> Finding:
+        model, processor = lab.reference("nano")
+        whole = lab.evaluate(model, processor, types=TYPES)
+        pruned = lab.evaluate(model, processor, types=TYPES, plug={"fopru": {"keep": 0.25}})
+        gain = lab.difference(pruned, whole)
+
+Every evaluation and training run is kept on disk under the hash of all that it depends on, so that claims of several parts share
+baselines and a run again pays for what has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tessera.config import to_dict
+from tessera.errors import TesseraError, UserError
+from tessera.evaluation import provenance
+from tessera.evaluation.intervals import Interval, paired_bootstrap
+from tessera.evaluation.items import EvaluationConfig
+from tessera.evaluation.result import Result, load_result, words
+from tessera.lab import evidence
+from tessera.world import World, WorldConfig
+
+if TYPE_CHECKING:
+    from tessera.bench.sides import Ratio
+    from tessera.recipes.recipe import Recipe
+
+Plugs: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Part name -> its options; all are plugged at once."""
+Model: TypeAlias = "tuple[Any, Any]"
+"""A model and its processor."""
+
+SEEDS = (0, 1, 2)
+
+
+def cache_folder() -> Path:
+    """Where runs are kept: the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tessera" / "lab"
+
+
+class Lab:
+    """One run of claims. `used` names the reference models that claims have asked for."""
+
+    seeds: tuple[int, ...] = SEEDS
+
+    def __init__(self, cache: Path | None = None, threads: int = 0) -> None:
+        """cache: where runs are kept (the user's cache folder by default); threads: of torch, 0 as it is set."""
+        self.cache = cache_folder() if cache is None else cache
+        self.used: set[str] = set()
+        self._loaded: dict[str, Model] = {}
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
+
+    # What there is
+
+    def reference(self, name: str, *, copy: bool = False) -> Model:
+        """A shipped reference model and its processor, in evaluation mode; `copy`: one of its own that may be changed."""
+        from copy import deepcopy
+
+        from tessera.models import reference
+
+        self.used.add(name)
+        if name not in self._loaded:
+            self._loaded[name] = reference.load(name)
+        model, processor = self._loaded[name]
+        return (deepcopy(model), processor) if copy else (model, processor)
+
+    def world(self, **options: Any) -> World:
+        """`tessera.world.World` of these options; the test split by default."""
+        return World(**{"split": "test", **options})
+
+    # What a model can do
+
+    def evaluate(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        types: Sequence[str] = (),
+        n: int = 600,
+        seed: int = 0,
+        plug: Plugs | None = None,
+        blind: bool = False,
+        world: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """`model` on `n` questions of the world's test split, with the parts of `plug` in it; see `evaluation.evaluate`."""
+        from tessera.evaluation.harness import evaluate
+
+        size = getattr(model, "image_size", None)
+        options: dict[str, Any] = {"split": "test", **({"width": size, "height": size} if isinstance(size, int) else {})}
+        config = EvaluationConfig(world=WorldConfig(**{**options, **(world or {})}), types=tuple(types), n=n, seed=seed)
+        key = self._key(
+            "evaluate", to_dict(config), provenance.weights_hash(model), blind, self._plugged(plug), versions=("torch", "transformers")
+        )
+        kept = self._kept(key, ".json")
+        if kept is not None:
+            return load_result(kept)
+        if plug:
+            import tessera
+            from tessera.hosts.answering import PluggedGenerator
+
+            with tessera.attach(model).plug_named(plug):
+                result = evaluate(model, processor, config, blind=blind, answers=PluggedGenerator(model, processor))
+        else:
+            result = evaluate(model, processor, config, blind=blind)
+        result.save(self._path(key, ".json"))
+        return result
+
+    def difference(self, first: Result, second: Result) -> Interval:
+        """Mean accuracy of `first` minus `second` over all questions, with its 95 % interval (paired bootstrap over samples).
+
+        Raises `UserError` unless both answered the same questions.
+        """
+        if first.items != second.items:
+            raise UserError("the two results are of different questions; evaluate both with the same types, n, seed and world.")
+        pairs = [(words(t.outcomes), words(second.types[name].outcomes)) for name, t in first.types.items()]
+        return paired_bootstrap([w for a, _ in pairs for w in a], [w for _, b in pairs for w in b])
+
+    def train(self, recipe: Recipe, *, seed: int | None = None) -> Model:
+        """The recipe's model after its training, with another seed if one is given; kept on disk, so trained once."""
+        from tessera.models import reference
+        from tessera.training.run import run
+
+        if seed is not None:
+            recipe = replace(recipe, training=replace(recipe.training, seed=seed))
+        self.used.update(name for name in recipe.start.values() if name in reference.REFERENCES)
+        sources = {name: evidence.source_hash(reference.reference_folder(name)) for name in sorted(self.used)}
+        key = self._key("train", to_dict(recipe), sources, self._code("training", "parts", "models", "world"))
+        folder = self._path(key, "")
+        if not (folder / "model" / "config.json").is_file():
+            result, _, _ = run(replace(recipe, training=replace(recipe.training, progress=False)), folder)
+            if result.stopped:
+                raise TesseraError("the training run of a claim was interrupted.")
+        return reference.load(folder / "model")
+
+    # What it costs
+
+    def timing(self, slow: Callable[[], Any], fast: Callable[[], Any], rounds: int = 7) -> Ratio:
+        """How many times longer `slow` takes than `fast`, in turns in this process."""
+        from tessera.bench.sides import interleaved, ratio
+
+        taken = interleaved({"slow": slow, "fast": fast}, rounds)
+        return ratio(taken["slow"], taken["fast"])
+
+    def flops(self, work: Callable[[], Any]) -> int:
+        """Floating-point operations of `work`, matrix products and attention, as torch's counter sees them."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            work()
+        return int(counter.get_total_flops())
+
+    def shape(self) -> str:
+        """Threads and processor, for the `shape` of a finding."""
+        import torch
+
+        return f"{torch.get_num_threads()} threads, {provenance.machine()}"
+
+    # Keeping
+
+    def _plugged(self, plug: Plugs | None) -> list[Any]:
+        from tessera.hosts.plug import find
+
+        return [(name, dict(options), evidence.part_hash(find(name))) for name, options in (plug or {}).items()]
+
+    def _code(self, *rooms: str) -> str | None:
+        return evidence.source_hash(*(evidence.PACKAGE / room for room in rooms), only=("*.py",))
+
+    def _key(self, *parts: Any, versions: Iterable[str] = ()) -> str:
+        known = provenance.versions()
+        whole = [*parts, {name: known.get(name) for name in versions}, self._code("evaluation", "hosts", "nn", "world")]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    def _path(self, key: str, suffix: str) -> Path:
+        path = self.cache / f"{key}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _kept(self, key: str, suffix: str) -> Path | None:
+        path = self.cache / f"{key}{suffix}"
+        return path if path.is_file() else None
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean over seeds."""
+    return statistics.fmean(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation over seeds, 0 for one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """A result as plain data."""
+    return asdict(result)

@@ -1,0 +1,102 @@
+"""PyramidDrop drops visual tokens between the language model's layers, more of them the deeper.
+
+Source: Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", 2024,
+arXiv:2410.17247. The decoder is cut into stages. In front of each stage but the first, the visual tokens are ranked by
+the attention that the last instruction token pays them by the queries and keys of the layer to come, averaged over
+heads, and only a share of the original tokens goes on, in its order.
+
+Deviations: `rank="previous"` ranks by what the layer before really attended, which saves the extra queries and keys. Positions
+are kept unless `positions="reindex"` (the authors' code counts them anew). A row's images are ranked together, as one set.
+The query of a training sequence is the host's last instruction token, not the mean over the tokens in front of each answer.
+
+Shapes: B rows, K tokens per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from tessera.config import config
+from tessera.errors import UserError
+from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
+from tessera.nn.reduction import check_layers, check_shares, share, stages
+from tessera.registry import part
+
+if TYPE_CHECKING:
+    from tessera.hosts.plug import Host
+
+
+def evenly(layers: int, stages: int) -> tuple[int, ...]:
+    """The layers in front of which `stages` drops cut `layers` layers into equal parts: 32, 3 -> (8, 16, 24)."""
+    return tuple(layers * (i + 1) // (stages + 1) for i in range(stages))
+
+
+@part("pyramiddrop", socket="tokens", catalog=268)
+class PyramidDrop(HostPart):
+    """Keeps fewer visual tokens from stage to stage."""
+
+    claims = ("visual tokens",)
+
+    @config
+    class Config:
+        """keep: share of the original visual tokens that goes on from each drop, falling.
+        layers: the decoder layers in front of which tokens are dropped, rising; None: evenly spaced.
+        rank: by the queries and keys of the layer to come, or by the attention of the layer before.
+        positions: of the tokens that stay."""
+
+        keep: tuple[float, ...] = (0.5, 0.25, 0.125)
+        layers: tuple[int, ...] | None = None
+        rank: Literal["next", "previous"] = "next"
+        positions: Positions = "keep"
+
+        def validate_keep(self) -> None:
+            check_shares(self.keep)
+
+        def validate_layers(self) -> None:
+            if self.layers is not None:
+                check_layers(self.layers)
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """Every token goes on."""
+        return {"keep": (1.0,)}
+
+    @classmethod
+    def example(cls, layers: int) -> dict[str, Any]:
+        """Half of the tokens from the middle on."""
+        return {"keep": (0.5,), "layers": (layers // 2,)}
+
+    @property
+    def positions(self) -> Positions:
+        """As configured."""
+        return self.config.positions
+
+    def stages(self, layers: int) -> dict[int, float]:
+        """Layer -> share, without drops of nothing. Raises `UserError` where the options do not fit `layers` layers."""
+        keep, places = self.config.keep, self.config.layers
+        if places is None:
+            if len(keep) >= layers:
+                raise UserError(f"pyramiddrop: {len(keep)} drops do not fit into {layers} layers.")
+            places = evenly(layers, len(keep))
+        if self.config.rank == "previous" and places[0] == 0:
+            raise UserError("pyramiddrop: in front of layer 0 no layer has attended yet; use rank='next', or layers from 1 on.")
+        return stages("pyramiddrop", keep, places, layers)
+
+    def boundaries(self, host: Host) -> Collection[int]:
+        """The layers in front of which something is dropped."""
+        return self.stages(host.layer_count).keys()
+
+    def language_taps(self, host: Host) -> Mapping[int, Tap]:
+        """The layers before the drops, when they rank."""
+        if self.config.rank == "next":
+            return {}
+        return {layer - 1: "last" for layer in self.stages(host.layer_count)}
+
+    def select(self, view: LayerView) -> Selection | None:
+        """Drops at the beginning of a stage."""
+        kept = self.stages(view.host.layer_count).get(view.layer)
+        if kept is None or not bool(view.visual.any()):
+            return None
+        score = view.probe() if self.config.rank == "next" else view.attention(view.layer - 1)
+        return Selection(keep=view.keep_top(score, share(view.sequence.visual.sum(1), kept)))

@@ -1,0 +1,125 @@
+"""Mini-Monkey's scale compression (SCM): the tokens of the detail layer are halved by what the other tokens look at.
+
+Source: Huang et al., "Mini-Monkey: Multi-Scale Adaptive Cropping for Multimodal Large Language Models", 2024,
+arXiv:2408.02034. The first two decoder layers read everything; the attention of the second one from all later tokens
+(adaptive layer, thumbnail, text) to the tokens of the detail layer is averaged over queries and heads, and the best half of
+them stays, in order. The crops are the part `mini_monkey` of socket `pixels`.
+
+Deviations: the released code runs two layers, throws the result away and begins again with the shorter input; here the tokens
+leave between the second and the third layer, so nothing is run twice, and those that stay keep their positions
+(`positions="reindex"` counts them anew, as the released code does). It also loses the first token behind the detail layer to
+an index that is one too large; that token stays here.
+
+Shapes: B rows, K tokens at a layer; attention [B, K, K] of layer - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tessera.config import config
+from tessera.errors import UserError
+from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
+from tessera.registry import part
+
+if TYPE_CHECKING:
+    from tessera.hosts.plug import Host
+
+
+@part("scm", socket="tokens", catalog=298)
+class ScaleCompression(HostPart):
+    """Drops part of the detail layer's tokens in front of one decoder layer."""
+
+    claims = ("visual tokens",)
+
+    @config
+    class Config:
+        """keep share of the detail tokens; layer in front of which the rest leaves; detail how many of a row's first images
+        are its detail layer, one number for all rows or one per row, () for hosts that tile images themselves: all tiles;
+        positions of the tokens that stay."""
+
+        keep: float = 0.5
+        layer: int = 2
+        detail: tuple[int, ...] = ()
+        positions: Positions = "keep"
+
+        def validate_values(self) -> None:
+            if not 0 <= self.keep <= 1:
+                raise ValueError(f"keep is a share between 0 and 1, not {self.keep}.")
+            if self.layer < 1:
+                raise ValueError(f"layer must be at least 1: its scores come from the layer in front of it; it is {self.layer}.")
+            if any(count < 0 for count in self.detail):
+                raise ValueError(f"detail counts images, not {self.detail}.")
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """See `HostPart`."""
+        return {"keep": 1.0, "detail": (1,)}
+
+    @classmethod
+    def example(cls, layers: int) -> dict[str, Any]:
+        """See `HostPart`."""
+        return {"keep": 0.5, "layer": min(2, layers - 1), "detail": (1,)}
+
+    @property
+    def positions(self) -> Positions:
+        """See `HostPart`."""
+        return self.config.positions
+
+    def language_taps(self, host: Host) -> Mapping[int, Tap]:
+        """See `HostPart`."""
+        if self.config.layer >= host.layer_count:
+            raise UserError(f"scm drops in front of layer {self.config.layer}, but this host's last is {host.layer_count - 1}.")
+        return {self.config.layer - 1: "full"}
+
+    def select(self, view: LayerView) -> Selection | None:
+        """See `HostPart`."""
+        if view.layer != self.config.layer or not view.sequence.has_visual:
+            return None
+        detail = self.detail(view).gather(1, view.index) & view.visual
+        count = (detail.sum(1) * self.config.keep).long()
+        score = scores(view.attention(view.layer - 1), detail, view.real)
+        score = score.masked_fill(~detail, torch.inf)  # the other images stay whole
+        return Selection(view.keep_top(score, (view.visual & ~detail).sum(1) + count))
+
+    def detail(self, view: LayerView) -> Tensor:
+        """[B, S] bool: the prompt's tokens that belong to the detail layer. Raises `UserError` if none can be told."""
+        sequence = view.sequence
+        rows = sequence.visual.shape[0]
+        if self.config.detail:
+            counts = self.config.detail * (rows if len(self.config.detail) == 1 else 1)
+            if rows % len(counts):
+                raise UserError(f"scm: detail names {len(counts)} rows, but the prompt has {rows}.")
+            limit = torch.tensor(counts, device=sequence.visual.device).repeat_interleave(rows // len(counts))
+            return sequence.visual & (sequence.image_of < limit[:, None])
+        found = torch.zeros_like(sequence.visual)
+        for row, layouts in enumerate(view.layouts()):
+            places = sequence.visual[row].nonzero()[:, 0]
+            start = 0
+            for layout in layouts:
+                for block in layout.blocks:
+                    if not block.whole:
+                        first = start + block.start
+                        found[row, places[first : first + block.rows * (block.columns + block.newline)]] = True
+                start += layout.tokens
+        if not bool(found.any()):
+            raise UserError(
+                "scm finds no tiles in this prompt: say with detail=(n,) how many of the first images are the detail layer."
+            )
+        return found
+
+
+def scores(attention: Tensor, detail: Tensor, real: Tensor) -> Tensor:
+    """Attention [B, K, K], detail, real [B, K] bool -> [B, K]: what each token gets from the tokens behind the detail layer,
+    on average.
+
+    The detail layer ends with its last token; only real tokens count.
+    """
+    places = torch.arange(detail.shape[1], device=detail.device)
+    last = torch.where(detail, places, -1).amax(1, keepdim=True)
+    later = ((places > last) & real).to(attention.dtype)
+    return torch.einsum("bq,bqk->bk", later, attention) / later.sum(1, keepdim=True).clamp(min=1)

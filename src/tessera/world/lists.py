@@ -1,0 +1,34 @@
+"""Everything in a picture as a list, in four forms: what a model learns to look for and to place things from.
+
+One list says as much about a picture as a dozen questions: every thing by name, with its place, or with its box.
+"""
+
+from __future__ import annotations
+
+from tessera.world.dataset import Sample
+from tessera.world.questions.boxes import box_text
+from tessera.world.questions.phrasing import place
+
+LIST_PROMPTS = {
+    "names": "List everything from left to right.",
+    "places": "List everything with its place.",
+    "boxes": "List everything with its box.",
+    "finds": "List every box with what it shows.",
+}
+
+
+def lists(sample: Sample, frame: int = 0) -> dict[str, str]:
+    """The lists of one frame, from left to right by the boxes' centres; a sign is listed by its text.
+
+    "names": "dog, cup, TEA"; "places": "dog left, cup top right"; "boxes": "dog 12 20 45 60, cup ...", whole hundredths;
+    "finds": "12 20 45 60 dog, ...". All are "nothing" for a frame without things and signs.
+    """
+    found = [(t.name, t.box) for t in sample.truth(frame)] + [(s.text, s.box) for s in sample.frames[frame].signs]
+    found.sort(key=lambda item: ((item[1][0] + item[1][2]) / 2, item[1]))
+    parts = {
+        "names": [name for name, _ in found],
+        "places": [f"{name} {place((b[0] + b[2]) / 2, (b[1] + b[3]) / 2)}" for name, b in found],
+        "boxes": [f"{name} {box_text(b)}" for name, b in found],
+        "finds": [f"{box_text(b)} {name}" for name, b in found],
+    }
+    return {kind: ", ".join(said) or "nothing" for kind, said in parts.items()}

@@ -1,0 +1,137 @@
+"""`tessera catalog`, `tessera list`, `tessera show`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.lab.catalog_wing import Wing, entry, wing_in
+
+from tessera.cli.main import run
+
+KEYS = {"n", "name", "title", "kind", "core", "socket", "part", "status", "verdicts"}
+
+
+@pytest.fixture
+def wing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
+    monkeypatch.setenv("COLUMNS", "160")
+    with wing_in(tmp_path, monkeypatch) as made:
+        made.part("toy", catalog=244)
+        made.proof("toy", entry(), catalog=244)
+        made.part("spare")
+        yield made
+
+
+def test_the_catalogue_as_json_has_421_systems(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["catalog", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found["systems"]
+    assert [r["n"] for r in rows] == list(range(1, 422))
+    assert all(KEYS <= r.keys() <= KEYS | {"more"} for r in rows)
+    assert {r["status"] for r in rows} <= {"none", "no evidence", "fresh", "stale"}
+    mine = [part for r in rows for part in (r, *r.get("more", [])) if part["part"] == "toy"]
+    assert [(p["socket"], p["status"], p["verdicts"]) for p in mine] == [("brain", "fresh", {"holds": 1})]
+
+
+def test_the_catalogue_as_a_table_and_as_pages(wing: Wing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["catalog"]) == 0
+    out = capsys.readouterr().out
+    assert "FoPru" in out and "brain/toy" in out and "421 published entries" in out and "1 holds" in out
+    assert run(["catalog", "--html", str(tmp_path / "site")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "index.html" in captured.err
+    assert (tmp_path / "site/index.html").is_file()
+
+
+def test_parts_are_listed_by_socket(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "brain"]) == 0
+    out = capsys.readouterr().out
+    assert "toy" in out and "spare" in out and "244" in out and "fresh" in out and "connectors" not in out
+    assert run(["list", "brain", "--json"]) == 0
+    spare, toy = json.loads(capsys.readouterr().out)["parts"]
+    assert (spare["part"], spare["n"], spare["status"]) == ("spare", None, "no evidence")
+    assert (toy["part"], toy["n"], toy["system"], toy["verdicts"]) == ("toy", 244, "FoPru", {"holds": 1})
+    assert run(["list"]) == 0
+    assert "connectors" in capsys.readouterr().out
+
+
+def test_a_part_is_shown_with_its_numbers(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("toy", "244"):
+        assert run(["show", name]) == 0
+        out = capsys.readouterr().out
+        for piece in ("brain/toy", "keep", "0.5", "accuracy 0.91 ± 0.01", "accuracy 0.93", "holds", "✓ near the whole <script>"):
+            assert piece in out, piece
+        assert "tessera verify toy" in out and "Fresh evidence" in out
+    assert run(["show", "spare"]) == 0
+    assert "not run" in capsys.readouterr().out
+
+
+def test_a_long_description_is_not_cut_when_it_is_piped(wing: Wing, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run(["show", "toy"]) == 0
+    assert "arXiv:3101.01234. It looks first." in capsys.readouterr().out
+
+
+def test_what_is_shown_as_json(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "toy", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["system"]["n"] == 244
+    (part,) = found["parts"]
+    assert part["evidence"]["claims"][0]["measured"] == {"accuracy": 0.91}
+    assert part["options"][0] == {"name": "keep", "type": "float", "default": "0.5"}
+    assert run(["show", "7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"] == []
+
+
+def test_systems_that_are_not_built_are_shown(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "VIT-survey"]) == 0
+    assert "A survey" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["show", "toyy"], "Did you mean 'toy'"),
+        (["show", "brain/nothing"], "there is no part or system"),
+        (["list", "brian"], "Did you mean 'brain'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(wing: Wing, capsys, args: list[str], says: str) -> None:
+    assert run(args) == 2
+    assert says in capsys.readouterr().err
+    assert run([*args, "--json"]) == 2
+    assert says in json.loads(capsys.readouterr().err)["error"]["message"]
+
+
+def test_damaged_evidence_is_told_and_the_rest_is_listed(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    (wing.evidence / "brain" / "toy.json").write_text("{")
+    assert run(["list", "brain", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "toy.json cannot be read" in captured.err
+    found = json.loads(captured.out)
+    assert [p["part"] for p in found["parts"]] == ["spare", "toy"] and len(found["problems"]) == 1
+    assert run(["show", "toy"]) == 0
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_an_empty_socket_is_no_mistake(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("toy", "spare"):
+        (wing.parts / f"{name}.py").unlink()
+    assert run(["list", "brain"]) == 0
+    assert "no part fills" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [["list"], ["list", "tokens", "--json"], ["show", "connectors/mlp"], ["catalog", "--json"]])
+def test_listing_and_showing_import_no_torch(line: list[str], subprocess_env: dict[str, str]) -> None:
+    code = (
+        "import sys; from tessera.cli.main import run\n"
+        f"assert run({line!r}) == 0\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=subprocess_env, check=False)
+    assert done.returncode == 0, done.stderr
