@@ -233,3 +233,21 @@ def test_parts_are_taken_out_at_the_end(tiny: str) -> None:
         close = engine.session.close
         engine.session.close = lambda: (closed.append(engine), close())[1]  # type: ignore[method-assign, func-returns-value]
     assert closed == [engine]
+
+
+def test_plugged_parts_serve_what_ask_says_with_them(llava: str, pictures: list[Path], capsys: Captured) -> None:
+    from tessera.cli.plugging import parse_plugs
+
+    text = "random:keep=0.5,seed=3"
+    parts = parse_plugs([text])
+    with open_engine(llava, parts, "m", LIMITS, [text]) as engine, running(engine, engine.settings(Allowed(), None)) as port:
+        for paths in (pictures[:1], pictures[:1], pictures[1:2]):
+            capsys.readouterr()
+            options = ["--model", llava, "--max-new-tokens", str(NEW), "--plug", text, "--json"]
+            assert main.run(["ask", str(paths[0]), "Is there a dog?", *options]) == 0
+            wanted = json.loads(capsys.readouterr().out)
+            status, found = post(port, {"model": "m", "messages": [user("Is there a dog?", *urls(paths))], "max_tokens": NEW})
+            assert status == 200
+            assert found["choices"][0]["message"]["content"] == wanted["answer"]
+            assert found["usage"]["completion_tokens"] == wanted["tokens"]
+        assert found["system_fingerprint"] != fingerprint(llava, ())

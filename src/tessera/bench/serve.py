@@ -12,10 +12,11 @@ import io
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tessera.serving.limits import Limits
 
 GROWTH = 32.0
-"""MiB that the process may grow by between a fifth of the requests and all of them."""
+"""MiB that the server may grow by between a fifth of the requests and all of them."""
 BAD = ("malformed", "oversized", "image", "left", "model")
 """Kinds of bad requests: no JSON, a body over the limit, a broken image, a client that hangs up, a model that is not there."""
 _PATH = "/v1/chat/completions"
@@ -46,7 +47,7 @@ class ServeLoad:
     good, bad  requests by kind; right: good answers equal to those of the session of `tessera ask`, tokens counted too
     refused    bad requests that got an error object; cancelled ones get none: the model must have stopped for them
     wrong      sentences about everything that was not as it should be, at most 20
-    start_mib, end_mib  resident memory after the first fifth, and after all
+    start_mib, end_mib  resident memory of the server after the first fifth, and after all
     reached    whether every good answer is right, every bad request was refused, and memory grew by less than `GROWTH`
     """
 
@@ -81,9 +82,9 @@ class Case:
 
 
 def measure(model: str = "", requests: int = 200, at_once: int = 16, seed: int = 0, new_tokens: int = 16) -> ServeLoad:
-    """Runs the load against a server in this process. `model` "" is the nano shape with random weights.
+    """Runs the load against a server in a process of its own. `model` "" is the nano shape with random weights.
 
-    Raises `UserError` without the packages that it takes.
+    Raises `UserError` without OpenAI's client, or off Linux.
     """
     try:
         import openai  # noqa: F401
@@ -92,40 +93,50 @@ def measure(model: str = "", requests: int = 200, at_once: int = 16, seed: int =
     from tessera.serving.limits import Limits
 
     limits = Limits(body=1_000_000, waiting=2 * at_once, tokens=max(64, new_tokens))
-    with _served(model, limits) as (port, session):
-        return _Load(port, session, limits, requests, at_once, random.Random(seed), new_tokens).run(model)
+    with _served(model, limits) as (port, process, session):
+        load = _Load(port, session, limits, requests, at_once, random.Random(seed), new_tokens)
+        return load.run(model, lambda: _resident_mib(process))
 
 
 @contextlib.contextmanager
-def _served(model: str, limits: Limits) -> Iterator[tuple[int, Any]]:
-    """(port, session of the same model for what is expected)."""
+def _served(model: str, limits: Limits) -> Iterator[tuple[int, int, Any]]:
+    """(port of a server in a process of its own, its process id, session of the same model for what is expected)."""
+    import signal
+    import subprocess
+    import sys
     import tempfile
 
+    import tessera
     from tessera.bench.subject import load
     from tessera.hosts.session import open_session
     from tessera.models import reference
-    from tessera.serving.engine import open_engine
-    from tessera.serving.fetch import Allowed
-    from tessera.serving.server import bind, make
 
     with contextlib.ExitStack() as stack:
         if not model:
             built, processor, _ = load("")
             model = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "random")
             reference.save(built, processor, model)
-        engine = stack.enter_context(open_engine(model, (), "m", limits))
-        listening = stack.enter_context(bind("127.0.0.1", 0))
-        ready = threading.Event()
-        server = make(engine, engine.settings(Allowed(), None), ready.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            if not ready.wait(30):
-                raise TesseraError("the server did not start.")
-            yield listening.getsockname()[1], open_session(model)
-        finally:
-            server.should_exit = True
-            thread.join()
+        session = open_session(model)
+        options = {"--max-body": limits.body, "--max-waiting": limits.waiting, "--max-tokens": limits.tokens, "--port": 0}
+        arguments = [str(word) for pair in options.items() for word in pair]
+        paths = [str(Path(tessera.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tessera.cli.main", "serve", model, "--name", "m", "--quiet", *arguments],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        stack.enter_context(process.stdout)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", process.stdout.readline())
+        if found is None:
+            raise TesseraError("the server did not start; try: tessera serve")
+        yield int(found[1]), process.pid, session
+        process.send_signal(signal.SIGINT)
+        if process.wait(60) != 0:
+            raise TesseraError(f"the server ended with exit code {process.returncode} on Ctrl-C.")
 
 
 class _Load:
@@ -149,8 +160,8 @@ class _Load:
         self.seconds: list[float] = []
         self._lock = threading.Lock()
 
-    def run(self, model: str) -> ServeLoad:
-        """The whole load, and what it found."""
+    def run(self, model: str, memory: Callable[[], float]) -> ServeLoad:
+        """The whole load, and what it found. memory: MiB of the server now."""
         expected = {case: self._expected(case) for case in self.cases}
         begin, start = time.perf_counter(), 0.0
         first = max(1, len(self.plan) // 5)
@@ -159,8 +170,8 @@ class _Load:
             for done, _ in enumerate(threads.map(lambda entry: self._one(entry[0], entry[1], expected), self.plan), 1):
                 bars.advance(task)
                 if done == first:
-                    start = _resident_mib()
-        seconds, end = time.perf_counter() - begin, _resident_mib()
+                    start = memory()
+        seconds, end = time.perf_counter() - begin, memory()
         self._check_idle()
         bad = Counter(kind for kind, _ in self.plan if kind != "good")
         cancelled = bad["left"]
@@ -307,16 +318,13 @@ def _data_url(image: Any) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _resident_mib() -> float:
-    """Memory of this process that is resident now; where that is not told, the most that ever was."""
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-    import resource
-    import sys
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+def _resident_mib(process: int) -> float:
+    """Memory of a process that is resident now. Raises `UserError` where the system has no /proc to tell."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    except OSError as error:
+        raise UserError("this benchmark reads the server's memory from /proc, which Linux has.") from error
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def serve(

@@ -274,7 +274,7 @@ def _status(source: Source, found: Evidence | None) -> Status:
 def _now(source: Source, name: str) -> str | None:
     if name == "part":
         return files.source_hash(source.path)
-    return files._now(registry.Part(source.name, source.socket, None), name)
+    return files.now(registry.Part(source.name, source.socket, None), name)
 
 
 def _fold(name: str) -> str:

@@ -24,6 +24,11 @@ from tessera.lab.claim import KINDS, VERDICTS, claims_of, part_module
 
 Status: TypeAlias = Literal["no evidence", "fresh", "stale"]
 FORMAT = 1
+_MEASURING = (
+    "lab/claim.py", "lab/lab.py", "evaluation/harness.py", "evaluation/items.py", "evaluation/scoring.py",
+    "evaluation/answering.py", "evaluation/intervals.py",
+)  # fmt: skip
+"""What numbers depend on; how they are shown or stored is not part of it."""
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -127,20 +132,21 @@ def status(part: registry.Part, evidence: Evidence | None) -> Status:
     known = {c.id for c in claims_of(part)}
     if known != {entry.id for entry in evidence.claims}:
         return "stale"
-    return "fresh" if all(_now(part, name) == value for name, value in evidence.hashes.items()) else "stale"
+    return "fresh" if all(now(part, name) == value for name, value in evidence.hashes.items()) else "stale"
 
 
 def hashes(part: registry.Part, models: Sequence[str] = ()) -> dict[str, str]:
     """What a run of the part's claims belongs to, the named reference models included."""
     names = ["part", "lab", "world", *(f"models/{name}" for name in sorted(models))]
-    return {name: found for name in names if (found := _now(part, name)) is not None}
+    return {name: found for name in names if (found := now(part, name)) is not None}
 
 
-def _now(part: registry.Part, name: str) -> str | None:
+def now(part: registry.Part, name: str) -> str | None:
+    """The present hash that a name in `Evidence.hashes` stands for; None if there is nothing of that name."""
     if name == "part":
         return part_hash(part)
     if name == "lab":
-        return source_hash(PACKAGE / "lab", PACKAGE / "evaluation", only=("*.py",))
+        return source_hash(*(PACKAGE / file for file in _MEASURING))
     if name == "world":
         return source_hash(PACKAGE / "world")
     folder, _, model = name.partition("/")

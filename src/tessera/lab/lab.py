@@ -29,6 +29,7 @@ from tessera.evaluation.intervals import Interval, paired_bootstrap
 from tessera.evaluation.items import EvaluationConfig
 from tessera.evaluation.result import Result, load_result, words
 from tessera.lab import evidence
+from tessera.lab.claim import Finding
 from tessera.world import World, WorldConfig
 
 if TYPE_CHECKING:
@@ -81,6 +82,31 @@ class Lab:
         """`tessera.world.World` of these options; the test split by default."""
         return World(**{"split": "test", **options})
 
+    # What a part for hosts does
+
+    def hosted(self, name: str, families: Sequence[str] = ("llava", "qwen2_5_vl", "gemma3")) -> Finding:
+        """The finding of an exact claim: on tiny models of some families, set to do nothing the part `name` changes no bit; a
+        cached generation equals one that computes everything again; the model is as before when the part is taken out.
+
+        A family that the part refuses, with its reason, is left out; if all do, no check is left.
+        """
+        from tessera.hosts.check import Bench
+        from tessera.hosts.plug import find
+
+        part = find(name)
+        cells = [Bench(family).cell(name, part.socket, part.target) for family in families]
+        able = [cell for cell in cells if cell.state != "refused"]
+        return Finding(
+            checks={f"identity, cache and undoing on {cell.family}": cell.state == "true" for cell in able},
+            measured={
+                f"{cell.family}: cached differs by": float(cell.measured["cached differs by"])
+                for cell in able
+                if "cached differs by" in cell.measured
+            },
+            note=" ".join(cell.reason for cell in cells if cell.reason),
+            shape="6 layers of width 64, float32, random weights",
+        )
+
     # What a model can do
 
     def evaluate(
@@ -102,17 +128,22 @@ class Lab:
         options: dict[str, Any] = {"split": "test", **({"width": size, "height": size} if isinstance(size, int) else {})}
         config = EvaluationConfig(world=WorldConfig(**{**options, **(world or {})}), types=tuple(types), n=n, seed=seed)
         key = self._key(
-            "evaluate", to_dict(config), provenance.weights_hash(model), blind, self._plugged(plug), versions=("torch", "transformers")
+            "evaluate",
+            to_dict(config),
+            provenance.weights_hash(model),
+            blind,
+            self._plugged(plug),
+            versions=("torch", "transformers"),
         )
         kept = self._kept(key, ".json")
         if kept is not None:
             return load_result(kept)
         if plug:
-            import tessera
-            from tessera.hosts.answering import PluggedGenerator
+            from tessera.hosts.host_generate import HostGenerator
+            from tessera.hosts.plug import attach, part_named
 
-            with tessera.attach(model).plug_named(plug):
-                result = evaluate(model, processor, config, blind=blind, answers=PluggedGenerator(model, processor))
+            with attach(model).plug(*(part_named(name, options) for name, options in plug.items())):
+                result = evaluate(model, processor, config, blind=blind, answers=HostGenerator(model, processor))
         else:
             result = evaluate(model, processor, config, blind=blind)
         result.save(self._path(key, ".json"))
