@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +17,7 @@ import pytest
 from tests.serving.running import Scripted, call, client, post, running, user
 
 from tessera.serving.app import Settings
+from tessera.serving.fetch import Allowed
 from tessera.serving.limits import Limits
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "dog"}]}
@@ -349,3 +351,16 @@ def test_several_images_reach_the_model_in_order() -> None:
     [request] = model.asked
     assert [image.url for image in request.images] == ["data:,a", "data:,b"]
     assert request.messages[0].text == "what"
+
+
+def test_fetched_images_may_be_as_long_as_a_body_together(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes(600))
+    model = Scripted()
+    settings = Settings(model="m", limits=Limits(body=1000), allowed=Allowed.parse([f"file://{tmp_path}"]))
+    with running(model, settings) as port:
+        url = f"file://{tmp_path}/a.png"
+        assert post(port, {"model": "m", "messages": [user("what", url)]})[0] == 200
+        status, found = post(port, {"model": "m", "messages": [user("what", url, url)]})
+    assert (status, assert_error(found)["code"]) == (400, "image_too_large")
+    assert found["error"]["param"] == "messages[0].content[1].image_url.url"
+    assert len(model.asked) == 1

@@ -37,6 +37,7 @@ GROWTH = 32.0
 """MiB that the server may grow by between a fifth of the requests and all of them."""
 BAD = ("malformed", "oversized", "image", "left", "model")
 """Kinds of bad requests: no JSON, a body over the limit, a broken image, a client that hangs up, a model that is not there."""
+_ERROR = {"message", "type", "param", "code"}
 _PATH = "/v1/chat/completions"
 
 
@@ -262,9 +263,9 @@ class _Load:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request("POST", _PATH, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            error = json.loads(answer.read())["error"]
-            if (answer.status, set(error)) != (wanted, {"message", "type", "param", "code"}):
-                raise TesseraError(f"status {answer.status} instead of {wanted}: {error}")
+            found = json.loads(answer.read())
+            if answer.status != wanted or list(found) != ["error"] or set(found["error"]) != _ERROR:
+                raise TesseraError(f"status {answer.status} instead of {wanted}: {found}")
         with self._lock:
             self.counts["refused"] += 1
 

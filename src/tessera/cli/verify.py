@@ -143,13 +143,13 @@ def table(parts: Sequence[dict[str, Any]]) -> Table:
             if verdict == "crashed":
                 text = f"crashed: {entry['note']}"
             spread = entry["spread"]
+            of_control = {name.removeprefix("control "): v for name, v in spread.items() if name.startswith("control ")}
             made.add_row(
                 part["part"],
                 f"{entry['title']} [dim]({entry['kind']})[/dim]",
-                *(
-                    _numbers(entry[side], entry["spread"] if side == "measured" else {})
-                    for side in ("measured", "baseline", "control")
-                ),
+                _numbers(entry["measured"], spread),
+                _numbers(entry["baseline"], {}),
+                _numbers(entry["control"], of_control),
                 f"[{styles[verdict]}]{text}[/]",
                 f"{entry['seconds']:.0f}",
             )

@@ -103,12 +103,16 @@ class _Service:
     async def _images(self, asked: ChatRequest) -> list[str | bytes]:
         """Images as `open_image` takes them; addresses are fetched in threads, one request's after the other."""
         found: list[str | bytes] = []
+        limits = self.settings.limits
+        left = limits.body  # together they may be as long as if they had been sent
         for image in asked.images:
-            most = self.settings.limits.image_bytes
             if image.url[:5].lower() == "data:":
                 found.append(image.url)
-            else:
-                found.append(await asyncio.to_thread(load, image.url, image.param, self.settings.allowed, most))
+                continue
+            most = min(limits.image_bytes, left)
+            fetched = await asyncio.to_thread(load, image.url, image.param, self.settings.allowed, most)
+            found.append(fetched)
+            left -= len(fetched)
         return found
 
     async def models(self) -> Response:
