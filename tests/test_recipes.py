@@ -21,7 +21,8 @@ def tiny(name: str) -> Recipe:
     """A built-in recipe shrunk to two steps of a few thousand parameters."""
     found = recipe(name)
     found.start = {}
-    for world in found.worlds:
+    lessons = [world for lesson in found.lessons.values() for world in lesson.worlds or []]
+    for world in found.worlds + lessons:
         world.width = world.height = 64
     if found.task == "questions":
         found.model["parts"]["encoders"] = [TINY_ENCODER]
@@ -30,9 +31,8 @@ def tiny(name: str) -> Recipe:
         found.model["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     else:
         found.model["encoder"] = TINY_ENCODER
-    found.training.stages = found.training.stages[:1]
-    found.training.stages[0].steps = 2
-    found.training.stages[0].train = {"*": 1.0}
+    for stage in found.training.stages:
+        stage.steps, stage.train = 2, {"*": 1.0}
     found.training.batch_size = 4
     found.training.progress = False
     found.training.precision = "fp32"
@@ -50,19 +50,23 @@ def test_recipes_survive_json(name: str) -> None:
     found.evaluation.check()
     for world in found.worlds:
         world.check()
+    for stage, lesson in found.lessons.items():
+        assert stage in [s.name for s in found.training.stages]
+        for world in lesson.worlds or []:
+            world.check()
 
 
 @pytest.mark.parametrize("name", names())
 def test_recipes_train_and_leave_a_model(name: str, tmp_path: Path) -> None:
     result, model, _ = run(tiny(name), tmp_path / "run")
-    assert result.step == 2 and not result.stopped and result.skipped == 0
+    assert result.step == 2 * len(recipe(name).training.stages) and not result.stopped and result.skipped == 0
     assert json.loads((tmp_path / "run/recipe.json").read_text())["name"] == name
     loaded, processor = reference.load(tmp_path / "run/model")
     assert processor is not None
     for key, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
     again, _, _ = run(tiny(name), tmp_path / "run")
-    assert again.step == 2, "a finished run is not trained again"
+    assert again.step == result.step, "a finished run is not trained again"
 
 
 def test_nothing_of_training_is_held_out_for_the_test() -> None:

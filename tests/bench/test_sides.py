@@ -32,8 +32,8 @@ def test_scenes_have_different_questions() -> None:
 
 def test_the_subject_of_default_is_the_nano_shape() -> None:
     model, processor, subject = load("")
-    assert subject.language_model["num_hidden_layers"] == 10
-    assert subject.language_model["hidden_size"] == 192
+    assert subject.language_model["num_hidden_layers"] == 8
+    assert subject.language_model["hidden_size"] == 224
     assert subject.dtype == "float32"
     assert subject.threads >= 1
     assert not model.training

@@ -12,11 +12,14 @@ from tessera.models.image_processing import TesseraImageProcessor
 from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
 from tessera.training.captions import CaptionData, caption
+from tessera.training.data import Batches, Lessons
 from tessera.training.dense import IGNORED, DenseData, character_labels, object_labels, patch_accuracy, to_pixels
 from tessera.training.options import Questions
+from tessera.training.plan import Stage, TrainConfig
 from tessera.training.world_questions import WorldQuestions
 from tessera.world import World
 from tessera.world import concepts as table
+from tessera.world.lists import LIST_PROMPTS, lists
 from tessera.world.text import ALPHABET
 from tessera.world.vocabulary import CAPTION_PROMPTS, words
 
@@ -164,3 +167,33 @@ def test_a_slice_too_small_for_clips_is_refused(processor: TesseraProcessor) -> 
     data = WorldQuestions([World()], processor, Questions(several=(0.0, 1.0)), batch_size=8)
     with pytest.raises(UserError, match="too few for one micro-batch"):
         data.collate([1])
+
+
+def test_lists_alone_in_the_forms_that_are_asked_for(processor: TesseraProcessor) -> None:
+    world = World(kinds={"scene": 1.0}, things=(1, 4))
+    options = Questions(captions=(0.0, 0.0, 0.0), lists=1.0, forms={"places": 1.0}, most=0, several=(0.0, 0.0))
+    batch = WorldQuestions([world], processor, options, batch_size=6).collate(range(6))
+    assert (batch["segment_ids"].amax(-1) == 1).all(), "one list, no questions"
+    for index, (row, segments) in enumerate(zip(batch["input_ids"], batch["segment_ids"], strict=True)):
+        text = f"<user>{LIST_PROMPTS['places']}<assistant>{lists(world.sample(index, 'scene'))['places']}<eos>"
+        assert row[segments == 1].tolist() == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_no_more_questions_than_asked_for(processor: TesseraProcessor) -> None:
+    options = Questions(captions=(0.0, 0.0, 0.0), most=2, several=(0.0, 0.0), text_tokens=400)
+    batch = WorldQuestions([World(kinds={"scene": 1.0})], processor, options, batch_size=6).collate(range(6))
+    assert (batch["segment_ids"].amax(-1) == 2).all()
+
+
+def test_an_unknown_form_of_lists_is_refused(processor: TesseraProcessor) -> None:
+    with pytest.raises(UserError, match="'placs'.*places"):
+        WorldQuestions([World()], processor, Questions(forms={"placs": 1.0}), batch_size=4)
+
+
+def test_every_stage_learns_its_lesson(processor: TesseraProcessor) -> None:
+    config = TrainConfig(stages=[Stage(name="a", steps=2), Stage(name="b", steps=2)], batch_size=3)
+    scenes, signs = (DenseData([World(kinds={k: 1.0}, width=112, height=112)], "objects", 8) for k in ("scene", "text"))
+    data = Lessons([Batches(scenes.collate, config), Batches(signs.collate, config)], config)
+    for step, stage in enumerate((scenes, scenes, signs, signs)):
+        expected = stage.collate(range(step * 3, step * 3 + 3))["pixel_values"]
+        assert torch.equal(data.batch(step, 0, 1, 0)["pixel_values"], expected)

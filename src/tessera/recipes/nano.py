@@ -1,11 +1,12 @@
-"""The reference vision-language model: two experts, a projector that knows places, a language model of ten layers."""
+"""The reference vision-language model: two experts, a projector that knows places, a language model of eight layers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tessera.recipes import object_expert, reading_expert
-from tessera.recipes.recipe import Recipe
+from tessera.recipes.recipe import Lesson, Recipe
 from tessera.training.options import Questions
 from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 from tessera.world import WorldConfig
@@ -47,38 +48,45 @@ WEIGHTS = {
     "position": 1.5,
     "distance": 1.5,
     "size": 1.5,
-    "attribute": 0.6,
 }
 
 
 def nano() -> Recipe:
-    """Experts frozen while the language model learns to read them: first scenes of a few things, then the whole world.
+    """Experts frozen while the language model learns to read them, from what is easy to learn to the whole world.
 
-    Besides answers it learns what each visual token shows (`questions.naming`) and to list everything with places and boxes
-    (`questions.lists`).
+    Its first lesson is nothing but names and places of a few things: with a mixture of questions from the start, the path from a
+    name to where it is seen does not form in thousands of steps; alone it forms in two hundred and then carries the rest.
+    Besides, every visual token is followed by the name of what it shows (`questions.naming`).
     """
+    few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))
+    written = WorldConfig(kinds={"text": 1.0}, things=(1, 4))
     kinds = {"scene": 0.66, "text": 0.20, "chart": 0.14}
+    alone = Questions(several=(0.0, 0.0), captions=(0.0, 0.0, 0.0), naming=0.3)
+    placing = replace(alone, text_tokens=80, lists=1.0, forms={"places": 1.0}, most=0)
+    asking = replace(alone, text_tokens=144, lists=0.6, weights=dict(WEIGHTS))
     return Recipe(
         name="nano",
         about="Reference vision-language model of the built-in world.",
-        model=model(layers=6),
+        model=model(layers=8, width=224, hidden=608),
         start=dict(EXPERTS),
-        lessons={"few": [WorldConfig(kinds={"scene": 0.8, "text": 0.2}, things=(1, 4))]},
+        lessons={
+            "places": Lesson(worlds=[few, few, written], questions=placing),
+            "few": Lesson(worlds=[few, few, few, written], questions=asking),
+        },
         worlds=[WorldConfig(kinds=kinds)],
         questions=Questions(
             text_tokens=144,
             captions=(0.10, 0.05, 0.03),
-            lists=0.6,
+            lists=0.4,
             several=(0.12, 0.08),
             naming=0.3,
             weights=dict(WEIGHTS),
         ),
         training=TrainConfig(
             stages=[
-                Stage(
-                    name="few", steps=1300, train=dict(TRAINED), schedule=Schedule(kind="wsd", warmup=50, decay=0.3, final=0.3)
-                ),
-                Stage(name="many", steps=4500, train=dict(TRAINED), schedule=Schedule(kind="cosine", warmup=50, final=0.02)),
+                Stage(name="places", steps=600, train=dict(TRAINED), schedule=Schedule(kind="wsd", warmup=50, decay=0.3, final=0.3)),
+                Stage(name="few", steps=1200, train=dict(TRAINED), schedule=Schedule(kind="wsd", warmup=50, decay=0.3, final=0.3)),
+                Stage(name="many", steps=4600, train=dict(TRAINED), schedule=Schedule(kind="cosine", warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

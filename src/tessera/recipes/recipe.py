@@ -23,14 +23,25 @@ from tessera.world import WorldConfig
 
 
 @config
+class Lesson:
+    """What one training stage learns from instead of the recipe's own `worlds` and `questions`; None: those."""
+
+    worlds: list[WorldConfig] | None = None
+    questions: Questions | None = None
+
+
+@config
 class Recipe:
     """A complete experiment.
 
     task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
     "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or
-    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: in
-    place of them during the training stages of these names; data: a dataset's path in
-    place of the worlds (task "questions"), with its image folder; blind: train and measure without images.
+    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: what the
+    training stages of these names learn from instead; data: a dataset's path in
+    place of the worlds (task "questions"), with its image folder; blind: train and measure without images. objective: what is
+    minimised in place of the task's own loss, `{"kind": part of socket objectives, distillation or preference, ...}`, with a
+    frozen copy of the starting model where it wants one; tuning: what moves in place of the weights themselves, `{"kind": part of
+    socket tuning, ...}`, saved in `model/tuning` (a stage trains it under the name "tuning").
     """
 
     name: str
@@ -39,10 +50,12 @@ class Recipe:
     model: dict[str, Any]
     start: dict[str, str] = field(default_factory=dict)
     worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
-    lessons: dict[str, list[WorldConfig]] = field(default_factory=dict)
+    lessons: dict[str, Lesson] = field(default_factory=dict)
     data: str | None = None
     images: str | None = None
     blind: bool = False
+    objective: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
     questions: Questions = field(default_factory=Questions)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

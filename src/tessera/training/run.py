@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,15 @@ from tessera.training.captions import CaptionData
 from tessera.training.data import Batches, Lessons, TrainingData
 from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
+from tessera.training.objective import Objective, Subject, objective_named, tuning_named
 from tessera.training.trainer import Result, Trainer
+from tessera.training.tuning import FOLDER
 from tessera.training.world_questions import WorldQuestions
-from tessera.world import World, WorldConfig
+from tessera.world import World
 from tessera.world.vocabulary import words
 
 if TYPE_CHECKING:
-    from tessera.recipes.recipe import Recipe
+    from tessera.recipes.recipe import Lesson, Recipe
 
 MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: matrix products of odd sizes are slow."""
@@ -43,18 +45,29 @@ def run(
     """Trains `recipe` in folder `out` (log, checkpoint, recipe.json) and writes the model to `out/model`.
 
     An interrupted run goes on where it stopped. Returns the result, the model and its processor; a stopped run writes no model.
+    A tuning is taken out of the model in the end, and lies in `out/model/tuning`.
     """
     out = Path(out)
     torch.manual_seed(recipe.training.seed)
     model, processor = build(recipe)
-    trainer = Trainer(model, training_data(recipe, model, processor), recipe.training, out, on_event=on_event)
+    objective = None if recipe.objective is None else objective_named(recipe.objective)
+    tuning = None if recipe.tuning is None else tuning_named(recipe.tuning)
+    if objective is not None:
+        objective.prepare(model, processor)
+    data = training_data(recipe, model, processor, objective)
+    subject = model if objective is None and tuning is None else Subject(model, objective, tuning, reference=model)
+    trainer = Trainer(subject, data, recipe.training, out, on_event=on_event)
     if trainer.main:
         write_json(out / "recipe.json", to_dict(recipe))
     if recipe.task in ("objects", "characters"):
         trainer.every(250, _patch_evaluation(recipe, model))
     result = trainer.run(resume=resume)
+    if tuning is not None:
+        tuning.take_out()
     if trainer.main and not result.stopped:
         reference.save(model, processor, out / "model", dtype=torch.float32)
+        if tuning is not None:
+            tuning.save(out / "model" / FOLDER)
     if trainer.accelerator.num_processes > 1:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()  # gloo's threads must not outlive the interpreter
@@ -91,8 +104,8 @@ def build(recipe: Recipe) -> tuple[Any, Any]:
     return _start(recipe, model), processor_
 
 
-def training_data(recipe: Recipe, model: Any, processor: Any) -> TrainingData:
-    """What the recipe trains on."""
+def training_data(recipe: Recipe, model: Any, processor: Any, objective: Objective | None = None) -> TrainingData:
+    """What the recipe trains on: batches of the objective, if it makes its own, else of the task."""
     if recipe.data is not None:
         from tessera.data.readers import read
         from tessera.data.supervised import SupervisedData
@@ -108,18 +121,22 @@ def training_data(recipe: Recipe, model: Any, processor: Any) -> TrainingData:
         if name not in stages:
             raise unknown("stage in lessons:", name, stages)
 
-    def batches(configs: Sequence[WorldConfig]) -> TrainingData:
-        worlds = [World(w) for w in configs]
+    def batches(lesson: Lesson | None) -> TrainingData:
+        worlds = [World(w) for w in (lesson and lesson.worlds) or recipe.worlds]
+        own = objective and objective.collate(worlds, processor, recipe.training.batch_size)
+        if own:
+            return Batches(own, recipe.training)
         if recipe.task == "questions":
-            questions = WorldQuestions(worlds, processor, recipe.questions, recipe.training.batch_size, recipe.blind)
+            options = (lesson and lesson.questions) or recipe.questions
+            questions = WorldQuestions(worlds, processor, options, recipe.training.batch_size, recipe.blind)
             return Batches(questions.collate, recipe.training)
         if recipe.task == "captions":
             return Batches(CaptionData(worlds, processor).collate, recipe.training)
         return Batches(DenseData(worlds, recipe.task, _patch(model)).collate, recipe.training)
 
     if not recipe.lessons:
-        return batches(recipe.worlds)
-    return Lessons([batches(recipe.lessons.get(name, recipe.worlds)) for name in stages], recipe.training)
+        return batches(None)
+    return Lessons([batches(recipe.lessons.get(name)) for name in stages], recipe.training)
 
 
 def _start(recipe: Recipe, model: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tessera.data.packing import Item, collate, pack
-from tessera.errors import UserError
+from tessera.errors import UserError, unknown
 from tessera.training.dense import to_pixels
 from tessera.training.naming import TokenNames
 from tessera.training.options import Questions
@@ -34,6 +34,10 @@ class WorldQuestions:
         self.worlds, self.processor, self.options = list(worlds), processor, options
         self.batch_size, self.blind = batch_size, blind
         self._prefix: dict[int, np.ndarray] = {}
+        self._forms = options.forms or dict.fromkeys(LIST_PROMPTS, 1.0)
+        for form in self._forms:
+            if form not in LIST_PROMPTS:
+                raise unknown("form of lists in questions.forms:", form, LIST_PROMPTS)
         self._names = TokenNames(processor, options.naming) if options.naming and not blind else None
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class WorldQuestions:
         weights = self.options.weights
         questions = sample.questions()
         # Weighted order without replacement (Efraimidis and Spirakis): the budget of tokens takes what comes first.
-        order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)
+        order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)[: self.options.most]
         texts = [(q.text, q.answer) for q in order]
         chance = sum(self.options.captions) if len(sample.frames) == 1 else self.options.described
         if chance and rng.chance(chance):
@@ -91,7 +95,7 @@ class WorldQuestions:
             kind = rng.weighted(list(CAPTION_PROMPTS), self.options.captions)
             texts.insert(rng.below(3), (CAPTION_PROMPTS[kind], described[kind]))
         if len(sample.frames) == 1 and self.options.lists and rng.chance(self.options.lists):
-            kind = rng.choice(list(LIST_PROMPTS))
+            kind = rng.weighted(list(self._forms), list(self._forms.values()))
             texts.insert(rng.below(2), (LIST_PROMPTS[kind], lists(sample)[kind]))
         asked = self._ids([f"<user>{q}<assistant>" for q, _ in texts])
         answered = self._ids([f"{a}<eos>" for _, a in texts])
