@@ -12,6 +12,7 @@ from tests.hosts.tiny import save_llava
 
 from tessera.cli import main
 from tessera.cli.plugging import parse_plugs
+from tessera.errors import UserError
 from tessera.hosts.sampling import Sampling
 from tessera.hosts.session import Session, TransformersSession, open_session
 from tessera.world import World
@@ -103,3 +104,20 @@ def test_what_was_read_for_an_answer_is_counted(llava: str, picture: str) -> Non
     assert said[0].prompt_tokens == said[1].prompt_tokens < said[2].prompt_tokens
     drawn = [session.ask("dog", 8, lambda piece: None, Sampling(temperature=3.0, seed=seed)).text for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_answer_ends_where_the_context_does(llava: str, picture: str) -> None:
+    session = open_session(llava)
+    session.show([Image.open(picture)])
+    for question in ("dog", "dog", "Is there a dog?"):
+        said = session.ask(question, 10_000, lambda piece: None, Sampling(temperature=3.0, seed=1))
+        assert 0 < said.tokens <= 128 - said.prompt_tokens
+
+
+def test_messages_that_the_template_refuses(llava: str, picture: str) -> None:
+    session = open_session(llava)
+    assert isinstance(session, TransformersSession)
+    asking = session.generator.asking
+    asking.processor.chat_template = "{{ raise_exception('Only one question at a time.') }}"
+    with pytest.raises(UserError, match="cannot take these messages: Only one question at a time"):
+        asking.render(asking.message("dog", 1))

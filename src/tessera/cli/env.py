@@ -23,6 +23,9 @@ OPTIONAL = (
     "webdataset",
     "tensorboard",
     "trl",
+    "fastapi",
+    "uvicorn",
+    "lmms_eval",
 )
 
 

@@ -52,10 +52,12 @@ class Asking:
         return [{"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The chat template's text, up to where the answer begins."""
+        """The chat template's text, up to where the answer begins. Raises `UserError` for messages that the template refuses."""
+        from jinja2 import TemplateError
+
         try:
             text: str = self.processor.apply_chat_template(list(messages), add_generation_prompt=True)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
             raise UserError(f"{self.name} cannot take these messages: {_first(error)}") from error
         return text
 

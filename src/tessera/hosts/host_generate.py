@@ -11,7 +11,7 @@ every question is read with its images, because what a part decides may depend o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ class HostGenerator:
                 prefixes = [HostPrefix(list(rows[number][0])) for number in portion]
                 texts = [self._texts(p, rows[number][1])[0] for p, number in zip(prefixes, portion, strict=True)]
                 inputs = self.asking.inputs(texts, [p.images for p in prefixes])
-                request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling))
+                request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
                 found: list[Answer] = []
                 for _ in say(request, steps, self.asking.tokenizer, sampling.seed, stop, found):
                     pass
@@ -166,15 +166,19 @@ class HostGenerator:
         """
         with torch.inference_mode():
             inputs = self.asking.inputs([self.asking.render(messages)], [images])
-            request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling))
+            request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
         return HostStream(self, request, steps, sampling.seed, stop)
 
     def _texts(self, prefix: HostPrefix, questions: Sequence[str]) -> list[str]:
         return [self.asking.render(self.asking.message(question, len(prefix.images))) for question in questions]
 
-    def _options(self, new: int, sampling: Sampling) -> dict[str, Any]:
+    def _options(self, new: int, sampling: Sampling, inputs: Mapping[str, Any] | int) -> dict[str, Any]:
+        """For prompts of these inputs, or of so many tokens: an answer ends where the context does."""
         if new < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {new}.")
+        length = inputs if isinstance(inputs, int) else int(inputs["input_ids"].shape[1])
+        if self.asking.context is not None:
+            new = min(new, self.asking.context - length)
         return {"max_new_tokens": new, "num_beams": 1, **sampling.options()}
 
     def _portions(self, prefix: HostPrefix, texts: Sequence[str], new: int) -> Iterator[list[int]]:
@@ -196,19 +200,19 @@ class HostGenerator:
 
     def _begin(self, prefix: HostPrefix, texts: Sequence[str], new: int, sampling: Sampling) -> tuple[Request, Steps]:
         """Reads prompts about the images of `prefix`."""
-        options = self._options(new, sampling)
         head = prefix.head
         tails = [self.asking.tail(text) for text in texts] if head is not None else []
         if head is None or not all(tails):
             inputs = self.asking.inputs(texts, [prefix.images] * len(texts))
-            request, steps = whole(self.model, self.route, inputs, **options)
+            request, steps = whole(self.model, self.route, inputs, **self._options(new, sampling, inputs))
             if self._proven is None and self._first is None and len(texts) == 1 and (tail := self.asking.tail(texts[0])):
                 self._first = prefix, tail, steps.logits[0]
             return request, steps
         known = [tail for tail in tails if tail]
-        self.asking.fits(len(head.ids) + max(map(len, known)))
+        length = len(head.ids) + max(map(len, known))
+        self.asking.fits(length)
         filler = getattr(self.asking.tokenizer, "pad_token_id", None) or 0
-        request = questions(self.route, head, known, filler, **options)
+        request = questions(self.route, head, known, filler, **self._options(new, sampling, length))
         return request, go_on(self.route, head, known, request.limit)
 
     def _share(self, prefix: HostPrefix, texts: Sequence[str]) -> None:
@@ -231,7 +235,8 @@ class HostGenerator:
             tail = self.asking.tail(texts[0])
             if not tail:
                 return
-            _, steps = whole(self.model, self.route, self.asking.inputs(texts[:1], [prefix.images]), **self._options(1, GREEDY))
+            inputs = self.asking.inputs(texts[:1], [prefix.images])
+            _, steps = whole(self.model, self.route, inputs, **self._options(1, GREEDY, inputs))
             self._first = prefix, tail, steps.logits[0]
         _, tail, logits = self._first
         self._first = None
