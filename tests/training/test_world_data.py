@@ -185,6 +185,17 @@ def test_no_more_questions_than_asked_for(processor: TesseraProcessor) -> None:
     assert (batch["segment_ids"].amax(-1) == 2).all()
 
 
+def test_only_the_types_that_are_asked_for(processor: TesseraProcessor) -> None:
+    world = World(kinds={"scene": 1.0})
+    options = Questions(captions=(0.0, 0.0, 0.0), types=("position", "total"), several=(0.0, 0.0), text_tokens=400)
+    data = WorldQuestions([world], processor, options, batch_size=6)
+    batch = data.collate(range(6))
+    asked = [sum(q.type in options.types for q in world.sample(i, "scene").questions()) for i in range(6)]
+    assert batch["segment_ids"].amax(-1).tolist() == asked
+    with pytest.raises(UserError, match="'positon'.*position"):
+        WorldQuestions([world], processor, Questions(types=("positon",)), batch_size=4)
+
+
 def test_an_unknown_form_of_lists_is_refused(processor: TesseraProcessor) -> None:
     with pytest.raises(UserError, match="'placs'.*places"):
         WorldQuestions([World()], processor, Questions(forms={"placs": 1.0}), batch_size=4)

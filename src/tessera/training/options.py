@@ -11,8 +11,8 @@ from tessera.config import config
 class Questions:
     """text_tokens: longest text of all questions about a sample together; captions: chances that a sample of one image is also
     described (short, dense, child), `described` that one of several images is; lists: chance that everything in a single image is
-    listed (`tessera.world.lists`), and forms: the weights of the lists' forms (none given: each as often); most: most questions
-    about a sample (0: nothing but captions and lists); several: shares of batches with pairs and with clips; weights: how much
+    listed (`tessera.world.lists`), and forms: the weights of the lists' forms (none given: each as often); types: the question types
+    that are asked (none given: all), most: most questions about a sample (0: nothing but captions and lists); several: shares of batches with pairs and with clips; weights: how much
     more (or less) often than others a question type is asked; naming: weight of the loss of `tessera.training.naming`, by which
     every visual token is followed by the name of what it shows."""
 
@@ -21,6 +21,7 @@ class Questions:
     described: float = 0.7
     lists: float = 0.0
     forms: dict[str, float] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
     most: int | None = None
     several: tuple[float, float] = (0.14, 0.10)
     weights: dict[str, float] = field(default_factory=dict)

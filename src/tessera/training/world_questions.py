@@ -18,6 +18,7 @@ from tessera.training.options import Questions
 from tessera.world import World
 from tessera.world.dataset import Sample
 from tessera.world.lists import LIST_PROMPTS, lists
+from tessera.world.questions import TYPES
 from tessera.world.rng import Rng
 from tessera.world.vocabulary import CAPTION_PROMPTS
 
@@ -38,6 +39,9 @@ class WorldQuestions:
         for form in self._forms:
             if form not in LIST_PROMPTS:
                 raise unknown("form of lists in questions.forms:", form, LIST_PROMPTS)
+        for name in options.types:
+            if name not in TYPES:
+                raise unknown("question type in questions.types:", name, TYPES)
         self._names = TokenNames(processor, options.naming) if options.naming and not blind else None
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -85,7 +89,8 @@ class WorldQuestions:
     def _items(self, sample: Sample) -> list[Item]:
         rng = sample.rng("training")
         weights = self.options.weights
-        questions = sample.questions()
+        types = self.options.types
+        questions = [q for q in sample.questions() if not types or q.type in types]
         # Weighted order without replacement (Efraimidis and Spirakis): the budget of tokens takes what comes first.
         order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)[: self.options.most]
         texts = [(q.text, q.answer) for q in order]
