@@ -28,7 +28,7 @@ def test_names_go_from_left_to_right_and_the_others_in_no_order() -> None:
     rising = seen = 0
     for index in range(120):
         sample = world[index]
-        if len({t.name for t in sample.truth(0)}) < 4:
+        if len({t.name for t in sample.truth(0)}) < 4 or sample.frames[0].signs:
             continue
         seen += 1
         place = {t.name: (t.box[0] + t.box[2]) / 2 for t in sample.truth(0)}
