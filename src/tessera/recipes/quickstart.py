@@ -17,21 +17,24 @@ TYPES = (
 
 
 def quickstart() -> Recipe:
-    """The shipped experts stay as they are; projector and a language model of four layers are trained from nothing."""
+    """The shipped experts stay as they are; projector and a language model of four layers are trained from nothing, with nano's
+    lessons in short."""
+    lessons = nano.nano().lessons
     return Recipe(
         name="quickstart",
         about="Shipped experts, new projector and language model: what a few minutes of training on a CPU give.",
         model=nano.model(layers=4),
         start=dict(nano.EXPERTS),
-        worlds=[
-            WorldConfig(kinds={"scene": 1.0}, things=(1, 3)),
-            WorldConfig(kinds={"scene": 0.76, "text": 0.14, "chart": 0.10}),
-        ],
-        questions=Questions(several=(0.0, 0.0)),
+        lessons=lessons,
+        worlds=[WorldConfig(kinds={"scene": 0.76, "text": 0.14, "chart": 0.10})],
+        questions=Questions(several=(0.0, 0.0), captions=(0.1, 0.0, 0.0), lists=0.4, naming=0.3, weights=dict(nano.WEIGHTS)),
         training=TrainConfig(
-            stages=[Stage(name="instruct", steps=900, train={"*": 1.0, "encoders.*": 0.0})],
-            schedule=Schedule(warmup=50),
-            optim=OptimConfig(lr=1.5e-2, muon_lr=0.02),
+            stages=[
+                Stage(name="places", steps=250, train=dict(nano.TRAINED), schedule=Schedule(kind="constant", warmup=50)),
+                Stage(name="few", steps=250, train=dict(nano.TRAINED), schedule=Schedule(kind="constant", warmup=20)),
+                Stage(name="many", steps=300, train=dict(nano.TRAINED), schedule=Schedule(kind="cosine", warmup=20, final=0.02)),
+            ],
+            optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,
             save_every=200,
         ),
