@@ -34,6 +34,28 @@ def subprocess_env() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny composed model."""
+    import torch
+    from tests.hosts.tiny import build
+
+    from tessera.models import reference
+
+    model, processor = build()
+    return str(reference.save(model, processor, tmp_path_factory.mktemp("models") / "tiny", dtype=torch.float32))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """A PNG file with a scene."""
+    from tessera.world import World
+
+    path = tmp_path / "scene.png"
+    World(split="test")[3].images()[0].save(path)
+    return str(path)
+
+
 def _local_only(connect: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: socket.socket, address: Any) -> Any:
         if self.family != socket.AF_UNIX and address[0] not in LOCAL:

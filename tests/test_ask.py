@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from tests.hosts.tiny import build
 
 from tessera.cli import main
 from tessera.cli.talk import FIRST
@@ -25,20 +23,6 @@ from tessera.models import reference
 from tessera.world import World
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny composed model, saved."""
-    model, processor = build()
-    return str(reference.save(model, processor, tmp_path_factory.mktemp("models") / "tiny", dtype=torch.float32))
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "scene.png"
-    World(split="test")[3].images()[0].save(path)
-    return str(path)
 
 
 class Fake:

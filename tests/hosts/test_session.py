@@ -15,7 +15,6 @@ from tessera.cli.plugging import parse_plugs
 from tessera.errors import UserError
 from tessera.hosts.sampling import Sampling
 from tessera.hosts.session import Session, TransformersSession, open_session
-from tessera.world import World
 
 Captured = pytest.CaptureFixture[str]
 
@@ -24,13 +23,6 @@ Captured = pytest.CaptureFixture[str]
 def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A stock LLaVA of transformers, saved."""
     return str(save_llava(tmp_path_factory.mktemp("models") / "llava"))
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> str:
-    path = tmp_path / "scene.png"
-    World(split="test")[3].images()[0].save(path)
-    return str(path)
 
 
 def run(*args: str) -> int:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from tests.hosts.tiny import build
 from tests.serving.running import Scripted, call, client, running
 
 from tessera.bench import serve as bench
@@ -23,17 +21,10 @@ from tessera.cli import main
 from tessera.cli.serve import read_token, size
 from tessera.errors import UserError
 from tessera.hosts.session import Said
-from tessera.models import reference
 from tessera.serving.app import Settings
 from tessera.serving.limits import Limits
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    model, processor = build()
-    return str(reference.save(model, processor, tmp_path_factory.mktemp("models") / "tiny", dtype=torch.float32))
 
 
 @pytest.fixture
