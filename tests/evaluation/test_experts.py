@@ -14,6 +14,7 @@ from tessera.errors import UserError
 from tessera.evaluation.experts import GALLERY, evaluate_expert
 from tessera.evaluation.items import EvaluationConfig
 from tessera.models.configuration import TesseraDualEncoderConfig, TesseraVisionConfig
+from tessera.models.contrast import Embedded
 from tessera.models.dual_encoder import TesseraDualEncoder
 from tessera.models.image_processing import TesseraImageProcessor
 from tessera.models.processing import TesseraDualProcessor
@@ -119,19 +120,19 @@ def test_a_dual_encoder_that_knows_every_caption_is_always_right(dual: tuple[Any
 
     seen: dict[str, int] = {}
 
-    def code(texts: list[str]) -> torch.Tensor:
+    def code(texts: list[str]) -> Embedded:
         rows = [seen.setdefault(text.replace(" on a", "").split(" background")[0], len(seen)) for text in texts]
-        return nn.functional.one_hot(torch.tensor(rows), 2000).float()
+        return Embedded(nn.functional.one_hot(torch.tensor(rows), 2000).float()[:, None], torch.ones(len(rows), 1).bool())
 
-    def image(model: Any, processor: Any, samples: Any) -> torch.Tensor:
+    def image(model: Any, processor: Any, samples: Any) -> Embedded:
         things = [s.frames[0].things for s in samples]
         single = all(len(t) == 1 for t in things)
         names = [s.truth()[0].name for s in samples] if single else []
         texts = [f"A picture of {experts.article(n)} {n}." for n in names] or [s.captions()["short"] for s in samples]
         return code(texts)
 
-    monkeypatch.setattr(experts, "_image_features", image)
-    monkeypatch.setattr(experts, "_text_features", lambda model, processor, texts: code(texts))
+    monkeypatch.setattr(experts, "_images", image)
+    monkeypatch.setattr(experts, "_texts", lambda model, processor, texts: code(texts))
     found = evaluate_expert(*dual, EvaluationConfig(world=WORLD, n=40, batch_size=7)).measures
     assert found["name"].accuracy == found["name_top5"].accuracy == 1.0
     assert found["caption_retrieval"].accuracy == found["image_retrieval"].accuracy == 1.0

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tessera.errors import UserError
 from tessera.models.configuration import TesseraDualEncoderConfig
-from tessera.models.dual_encoder import TesseraDualEncoder, contrastive_loss
+from tessera.models.contrast import contrastive_loss
+from tessera.models.dual_encoder import TesseraDualEncoder
 from tessera.models.image_processing import TesseraImageProcessor
 from tessera.models.processing import TesseraDualProcessor
 
@@ -63,6 +64,19 @@ def test_every_parameter_gets_a_gradient(dual: TesseraDualEncoder, tokenizer: An
     for name, parameter in dual.named_parameters():
         if name != "text.position":
             assert parameter.grad is not None and bool(parameter.grad.abs().sum() > 0), name
+
+
+def test_a_stage_trains_everything_or_the_sockets_that_it_names(dual: TesseraDualEncoder) -> None:
+    from tessera.training.plan import Stage, multipliers
+    from tessera.training.stages import factors, sockets_of
+
+    sockets, every = sockets_of(dual), {id(p) for p in dual.parameters()}
+    assert set(factors(sockets, multipliers(Stage(), sockets), every)) == every
+    plan = multipliers(Stage(train={"*": 1.0, "encoder": 0.0, "text": 0.5}), sockets)
+    found = factors(sockets, plan, every)
+    assert not set(found) & {id(p) for p in dual.encoder.parameters()}
+    assert {found[id(p)] for p in dual.text.parameters()} == {0.5}
+    assert found[id(dual.logit_scale)] == found[id(dual.pool.query)] == 1.0
 
 
 def test_save_and_load_are_bit_equal(dual: TesseraDualEncoder, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tessera import registry
 from tessera.config import build, field_types
 from tessera.errors import UserError
 from tessera.models.parts import buildable, normalise
-from tessera.nn.tokens import VisualTokens, from_grid
+from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
 SOCKETS = ("encoders", "experts", "tokens", "connectors", "couplings")
 PARTS = [(socket, name) for socket in SOCKETS for name in buildable(socket)]
@@ -34,6 +34,10 @@ NEEDED: dict[str, dict[str, Any]] = {
             "patch_size": 8,
         }
     },
+    "qformer": {"queries": 4, "width": 16, "depth": 2, "heads": 2},
+    "ep_alm": {"levels": 2, "start": 1, "end": 3},
+    "eve": {"image_size": 32, "patch_size": 4, "width": 16, "heads": 2},
+    "flamingo": {"latents": 4, "depth": 1, "heads": 2, "head_width": 8},
 }
 
 
@@ -44,7 +48,6 @@ def created(socket: str, name: str) -> Any:
         "experts": {"widths": [8], "grids": [(4, 4)]},
         "tokens": {"width": 8, "grid": (4, 4)},
         "connectors": {"width": 8, "out_width": 12},
-        "couplings": {"width": 12},
     }
     return target(build(target.Config, NEEDED.get(name, {})), **context[socket])
 
@@ -74,7 +77,7 @@ def test_every_part_has_a_page(socket: str, name: str) -> None:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize(("socket", "name"), PARTS)
+@pytest.mark.parametrize(("socket", "name"), [p for p in PARTS if p[0] != "couplings"])
 def test_shapes_and_gradients(socket: str, name: str) -> None:
     part = created(socket, name)
     assert isinstance(part, nn.Module)
@@ -83,22 +86,19 @@ def test_shapes_and_gradients(socket: str, name: str) -> None:
     if socket == "encoders":
         out = part(torch.randn(2, 3, part.image_size, part.image_size))
         assert out.shape == (2, part.grid[0] * part.grid[1], part.width)
-    elif socket == "couplings":
-        embeddings = torch.zeros(2, 20, 12)
-        places = torch.zeros(2, 20, dtype=torch.bool)
-        places[:, 2:10] = True
-        out = part(embeddings, places, torch.randn(2, 8, 12, requires_grad=True))
-        assert out.shape == embeddings.shape
     else:
-        result = part([tokens]) if socket == "experts" else part(tokens)
+        question = QuestionText(embeddings=torch.randn(2, 5, 12), mask=torch.ones(2, 5, dtype=torch.bool))
+        asked = (question,) if socket == "connectors" and "question" in getattr(part, "wants", ()) else ()
+        result = part([tokens]) if socket == "experts" else part(tokens, *asked)
         assert isinstance(result, VisualTokens)
         width = part.out_width if socket == "connectors" else part.width
         assert result.width == width
         assert result.positions.shape == (2, result.count, 2)
         assert result.mask.shape == (2, result.count)
+        if socket in ("tokens", "connectors"):
+            config, rule = build(type(part).Config, NEEDED.get(name, {})), getattr(type(part), "token_count", None)
+            assert result.count == (16 if rule is None else rule(config, 16)), "the token-count rule is wrong"
         if socket == "tokens":
-            config = build(type(part).Config, NEEDED.get(name, {}))
-            assert result.count == type(part).token_count(config, 16), "the token-count rule is wrong"
             assert part.grid is None or part.grid[0] * part.grid[1] == result.count
         out = result.features
     assert bool(out.isfinite().all())
@@ -106,6 +106,24 @@ def test_shapes_and_gradients(socket: str, name: str) -> None:
     unused = [n for n, p in part.named_parameters() if p.grad is None]
     # A tower's layers behind the selected one, and its pooling head, are never run.
     assert not unused or name == "transformers_vision"
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("name", [name for socket, name in PARTS if socket == "couplings"])
+def test_couplings_in_a_whole_model(name: str) -> None:
+    from tessera.lab.couplings import pictures, prefix, tiny
+
+    model = tiny({"kind": name, **NEEDED.get(name, {})}).train()
+    ids = torch.tensor([[*prefix(model, 1), 6, 20, 7], [*prefix(model, 1), 6, 21, 7]])
+    features = model.get_image_features(pictures(2))
+    assert features.shape[0] == 2 and features.shape[2] == 32
+    embeddings = model.get_input_embeddings()(ids)
+    assert model.model.coupling(embeddings, ids == 4, features).shape == embeddings.shape
+    model(ids, pictures(2), labels=ids.masked_fill(ids == 4, -100)).loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    sockets = model.sockets()
+    assert "coupling" in sockets and list(sockets)[-1] == "language_model"
+    assert {id(p) for m in sockets.values() for p in m.parameters()} == {id(p) for p in model.parameters()}
 
 
 def test_duplicates_unknown_and_misplaced_parts_are_refused() -> None:

@@ -46,6 +46,7 @@ COMMANDS = {
     "world": Entry("tessera.cli.world", "app", "Look at the built-in world."),
     "hosts": Entry("tessera.cli.hosts", "hosts", "List model families that parts plug into; try parts on them."),
     "verify": Entry("tessera.cli.verify", "verify", "Run the claims of parts and keep what they measured."),
+    "compare": Entry("tessera.cli.compare", "compare", "Compare the parts of a socket under one budget."),
     "list": Entry("tessera.cli.catalog", "list_", "List the parts by socket, with how their claims fared."),
     "show": Entry("tessera.cli.catalog", "show", "Show a part or a published system: options, claims, numbers."),
     "catalog": Entry("tessera.cli.catalog", "catalog", "Show all published systems; --html writes pages to browse."),

@@ -95,18 +95,19 @@ def evaluate_expert(
 
 
 def _dual(model: Any, processor: Any, config: EvaluationConfig, tell: Progress) -> dict[str, Measure]:
-    import torch
+    from tessera.models.contrast import Embedded
 
     known = pool(config.world.pool)
     texts = [f"A picture of {article(n)} {n}." for n in (concepts()[i].name for i in known)]
     half = max(1, config.n // 2)
     galleries = max(1, half // GALLERY)
     total = half + galleries * GALLERY
-    names = torch.cat([_text_features(model, processor, texts[i : i + 64]) for i in range(0, len(texts), 64)])
+    names = Embedded.cat([_texts(model, processor, texts[i : i + 64]) for i in range(0, len(texts), 64)])
     top = {1: 0, 5: 0}
     count = 0
     for batch in _batches(_single_things(config), half, config.batch_size):
-        best = (_image_features(model, processor, batch) @ names.T).topk(min(5, len(known))).indices
+        likeness = model.contrast.similarity(_images(model, processor, batch), names)[0]
+        best = likeness.topk(min(5, len(known))).indices
         for sample, row in zip(batch, best.tolist(), strict=True):
             place = row.index(at) if (at := known.index(sample.frames[0].things[0].concept)) in row else 5
             top[1] += place < 1
@@ -122,14 +123,14 @@ def _dual(model: Any, processor: Any, config: EvaluationConfig, tell: Progress) 
     for _ in range(galleries):
         pictures, captions = [], []
         for batch in _batches(distinct, GALLERY, config.batch_size):
-            pictures.append(_image_features(model, processor, batch))
-            captions.append(_text_features(model, processor, [s.captions()["short"] for s in batch]))
+            pictures.append(_images(model, processor, batch))
+            captions.append(_texts(model, processor, [s.captions()["short"] for s in batch]))
             count += len(batch)
             tell(count, total)
-        likeness = torch.cat(pictures) @ torch.cat(captions).T
-        right = torch.arange(len(likeness))
-        found["caption"] += int((likeness.argmax(1) == right).sum())
-        found["image"] += int((likeness.argmax(0) == right).sum())
+        for what, likeness in zip(
+            ("caption", "image"), model.contrast.similarity(Embedded.cat(pictures), Embedded.cat(captions)), strict=True
+        ):
+            found[what] += sum(place == row for row, place in enumerate(likeness.argmax(1).tolist()))
     for what, other in (("caption", "image"), ("image", "caption")):
         about = f"the {what} of {'an' if other == 'image' else 'a'} {other}, among {GALLERY}"
         measures[f"{what}_retrieval"] = _measure(about, found[what], galleries * GALLERY, 1 / GALLERY)
@@ -164,19 +165,14 @@ def _batches(samples: Iterator[Sample], n: int, size: int) -> Iterator[list[Samp
         yield [next(samples) for _ in range(min(size, n - start))]
 
 
-def _image_features(model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
-    from torch.nn.functional import normalize
-
+def _images(model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
     inputs = processor(images=[s.images()[0] for s in samples], return_tensors="pt")
-    return normalize(model.get_image_features(inputs["pixel_values"].to(model.device)).float(), dim=-1).cpu()
+    return model.embed_images(inputs["pixel_values"].to(model.device))
 
 
-def _text_features(model: Any, processor: Any, texts: list[str]) -> Any:
-    from torch.nn.functional import normalize
-
+def _texts(model: Any, processor: Any, texts: list[str]) -> Any:
     inputs = processor(text=texts, return_tensors="pt").to(model.device)
-    features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-    return normalize(features.float(), dim=-1).cpu()
+    return model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
 
 
 def _measure(about: str, right: int, n: int, chance: float) -> Measure:

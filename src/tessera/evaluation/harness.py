@@ -40,11 +40,45 @@ def evaluate(
     the model's place (`model` is then only described). The model is in evaluation mode meanwhile.
     Raises `UserError` for a config that cannot be drawn, or a model that cannot be asked.
     """
-    import torch
-
     config = config or EvaluationConfig()
     begin = time.perf_counter()
     items = draw(config)
+    texts = ask(
+        model,
+        processor,
+        items,
+        blind=blind,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        progress=progress,
+        answers=answers,
+    )
+    result = _result(list(zip(items, texts, strict=True)), config)
+    result.model = name or type(model).__name__
+    result.weights = provenance.weights_hash(model)
+    result.parameters = provenance.parameter_count(model)
+    result.without_images = blind
+    result.seconds = round(time.perf_counter() - begin, 3)
+    return result
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    *,
+    blind: bool = False,
+    batch_size: int = 16,
+    max_new_tokens: int = 24,
+    progress: Progress | None = None,
+    answers: Generates | None = None,
+) -> list[list[str]]:
+    """What `model` says to the questions of `items`: one list of texts per item, in order; options as in `evaluate`.
+
+    The one way in which questions reach a model that is measured: `evaluate`, benchmarks and probes all ask through it.
+    """
+    import torch
+
     total = sum(len(item.questions) for item in items)
     # Samples with equally many images and questions stand together, so that a batch has little padding.
     order = sorted(range(len(items)), key=lambda i: (len(items[i].sample.frames), len(items[i].questions)))
@@ -56,8 +90,8 @@ def evaluate(
             asked = answers or generator(model, processor)
             done = 0
             phrase = hinted if answers is None and not is_ours(model) else _plain
-            for batch, rows in _rows([items[i] for i in order], order, config.batch_size, phrase, blind):
-                for i, found in zip(batch, asked.answer_batch(rows, config.max_new_tokens), strict=True):
+            for batch, rows in _rows([items[i] for i in order], order, batch_size, phrase, blind):
+                for i, found in zip(batch, asked.answer_batch(rows, max_new_tokens), strict=True):
                     said[i] = [answer.text for answer in found]
                     done += len(found)
                 if progress is not None:
@@ -65,14 +99,7 @@ def evaluate(
     finally:
         for module, mode in modes:
             module.training = mode
-    answered = [(item, said[i]) for i, item in enumerate(items)]
-    result = _result(answered, config)
-    result.model = name or type(model).__name__
-    result.weights = provenance.weights_hash(model)
-    result.parameters = provenance.parameter_count(model)
-    result.without_images = blind
-    result.seconds = round(time.perf_counter() - begin, 3)
-    return result
+    return [said[i] for i in range(len(items))]
 
 
 def _rows(

@@ -1,6 +1,7 @@
 """Every registered part on every family: what `tessera hosts --check` measures.
 
-Tiny random models, a batch of two rows padded on the left with one image each. For each family and part:
+Tiny random models, a batch of two rows padded on the left with one image each, or as many as the part needs. For each
+family and part:
 
 - with the part's identity setting the host is bit-identical to the bare model: logits of a forward, logits and greedy tokens of
   a generation with cache and without;
@@ -122,19 +123,21 @@ def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Pro
     cells: list[Cell] = []
     total = len(chosen_families) * len(chosen_parts)
     for family in chosen_families:
-        bench: Bench | None = None
+        benches: dict[int, Bench] = {}
         for name in chosen_parts:
             if progress is not None:
                 progress(len(cells), total, f"{family} x {name}")
             socket, target = known[name]
             try:
-                bench = Bench(family) if bench is None else bench
+                bench = benches.get(target.images) or benches.setdefault(target.images, Bench(family, target.images))
                 cell = bench.cell(name, socket, target)
+            except UserError as error:
+                cell = Cell(family, name, socket, "refused", str(error))
             except ModuleNotFoundError as error:
                 reason = f"{family} needs the package {error.name!r}, which is not installed"
                 cell = Cell(family, name, socket, "refused", reason)
             if cell.state == "false":  # nobody knows what it left behind
-                bench = None
+                benches.pop(target.images, None)
             cells.append(cell)
     tokens = {f: {c.state for c in cells if c.family == f and c.socket == "tokens"} for f in chosen_families}
     return Checked(
@@ -180,11 +183,14 @@ class Said:
 class Bench:
     """A tiny model of a family with what it does bare."""
 
-    def __init__(self, family: str) -> None:
+    def __init__(self, family: str, images: int = 1) -> None:
+        """images: how many each of the two rows has. Raises `UserError` where the family takes fewer."""
+        if images > RECIPES[family].most_images:
+            raise UserError(f"{family} takes {RECIPES[family].most_images} image(s) in a prompt; the part compares {images}.")
         self.family = family
         self.tiny = zoo.tiny(family)
         self.model: Any = self.tiny.model
-        self.inputs = self.tiny.inputs((1, 1))
+        self.inputs = self.tiny.inputs((images, images))
         self.anatomy: Anatomy = anatomy(self.model)
         self.logits = self.forward()
         self.cached = self.generate(True)

@@ -131,6 +131,8 @@ class HostPart:
     """Capabilities of a host without which the part is refused: names of `tessera.hosts.anatomy.CAPABILITIES`."""
     claims: ClassVar[tuple[str, ...]] = ()
     """What only one plugged part may change: of "visual tokens", "positions", "logits", "pixels"."""
+    images: ClassVar[int] = 1
+    """Images of one prompt without which the part does nothing."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -274,6 +274,8 @@ def _status(source: Source, found: Evidence | None) -> Status:
 def _now(source: Source, name: str) -> str | None:
     if name == "part":
         return files.source_hash(source.path)
+    if name == "lab":
+        return files.lab_hash(source.path)
     return files.now(registry.Part(source.name, source.socket, None), name)
 
 

@@ -97,6 +97,18 @@ def claim(title: str, *, kind: Kind, paper: str = "") -> Callable[[Callable[[Lab
     return mark
 
 
+def budget(function: Callable[[float, int], dict[str, Any]]) -> Callable[[float, int], dict[str, Any]]:
+    """Marks a function of a part's file that says how the part meets a budget: (share, layers) -> options with which about
+    `share` of the visual tokens are read, on average over `layers` decoder layers. `tessera compare` asks for it."""
+    function.__budget__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def budget_of(part: registry.Part) -> Callable[[float, int], dict[str, Any]] | None:
+    """What `budget` marks in a part's file, None if nothing is."""
+    return next((v for v in vars(part_module(part)).values() if getattr(v, "__budget__", False)), None)
+
+
 def part_module(part: registry.Part) -> ModuleType:
     """The module of a part: one file, or the package that the part's folder is."""
     name: str = part.target.__module__

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -28,7 +29,8 @@ _MEASURING = (
     "lab/claim.py", "lab/lab.py", "evaluation/harness.py", "evaluation/items.py", "evaluation/scoring.py",
     "evaluation/answering.py", "evaluation/intervals.py",
 )  # fmt: skip
-"""What numbers depend on; how they are shown or stored is not part of it."""
+"""What all numbers depend on, besides what claims import from the lab; how numbers are shown or stored is no part of it."""
+_LAB_MODULE = re.compile(r"\btessera\.lab(?:\.| import )(\w+)")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -146,17 +148,37 @@ def now(part: registry.Part, name: str) -> str | None:
     if name == "part":
         return part_hash(part)
     if name == "lab":
-        return source_hash(*(PACKAGE / file for file in _MEASURING))
+        return lab_hash(part_path(part))
     if name == "world":
         return source_hash(PACKAGE / "world")
     folder, _, model = name.partition("/")
     return source_hash(PACKAGE / "models" / "weights" / model) if folder == "models" else None
 
 
+def part_path(part: registry.Part) -> Path:
+    """The part's file, or its folder."""
+    source = Path(str(part_module(part).__file__))
+    return source.parent if source.name == "__init__.py" else source
+
+
 def part_hash(part: registry.Part) -> str:
     """16 hexadecimal digits of the part's file, or of its folder."""
-    source = Path(str(part_module(part).__file__))
-    return source_hash(source.parent if source.name == "__init__.py" else source)
+    return source_hash(part_path(part)) or ""
+
+
+def lab_hash(path: Path) -> str | None:
+    """16 hexadecimal digits of what the claims in a part's file or folder measure with: the lab's core, and the lab's modules
+    that are named there or in one of those."""
+    found: dict[str, Path] = {}
+    waiting = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    while waiting:
+        for name in _LAB_MODULE.findall(waiting.pop().read_text(encoding="utf-8")):
+            module = PACKAGE / "lab" / f"{name}.py"
+            if name not in found and module.is_file():
+                found[name] = module
+                waiting.append(module)
+    own = sorted(file for name, file in found.items() if name not in ("evidence", "claim", "lab"))
+    return source_hash(*(PACKAGE / file for file in _MEASURING), *own)
 
 
 @cache

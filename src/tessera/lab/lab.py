@@ -17,23 +17,27 @@ import hashlib
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tessera import registry
 from tessera.config import to_dict
-from tessera.errors import TesseraError, UserError
+from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.evaluation.intervals import Interval, paired_bootstrap
 from tessera.evaluation.items import EvaluationConfig
 from tessera.evaluation.result import Result, load_result, words
+from tessera.io import write_json
 from tessera.lab import evidence
 from tessera.lab.claim import Finding
 from tessera.world import World, WorldConfig
 
 if TYPE_CHECKING:
     from tessera.bench.sides import Ratio
+    from tessera.evaluation.answering import Generates
     from tessera.recipes.recipe import Recipe
 
 Plugs: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -50,7 +54,11 @@ def cache_folder() -> Path:
 
 
 class Lab:
-    """One run of claims. `used` names the reference models that claims have asked for."""
+    """One run of claims.
+
+    used   names of the reference models that claims have asked for
+    saved  seconds that runs took which were found on disk, when they were made: what a claim costs is counted with them
+    """
 
     seeds: tuple[int, ...] = SEEDS
 
@@ -58,6 +66,7 @@ class Lab:
         """cache: where runs are kept (the user's cache folder by default); threads: of torch, 0 as it is set."""
         self.cache = cache_folder() if cache is None else cache
         self.used: set[str] = set()
+        self.saved = 0.0
         self._loaded: dict[str, Model] = {}
         if threads:
             import torch
@@ -94,7 +103,7 @@ class Lab:
         from tessera.hosts.plug import find
 
         part = find(name)
-        cells = [Bench(family).cell(name, part.socket, part.target) for family in families]
+        cells = [Bench(family, part.target.images).cell(name, part.socket, part.target) for family in families]
         able = [cell for cell in cells if cell.state != "refused"]
         return Finding(
             checks={f"identity, cache and undoing on {cell.family}": cell.state == "true" for cell in able},
@@ -120,24 +129,38 @@ class Lab:
         plug: Plugs | None = None,
         blind: bool = False,
         world: Mapping[str, Any] | None = None,
+        answers: Generates | None = None,
+        answers_key: Any = None,
     ) -> Result:
-        """`model` on `n` questions of the world's test split, with the parts of `plug` in it; see `evaluation.evaluate`."""
+        """`model` on `n` questions of the world's test split, with the parts of `plug` in it; see `evaluation.evaluate`.
+
+        answers: what answers in the model's place, instead of `plug`; answers_key: plain data that tells it from all others
+        (without it nothing is kept on disk).
+        """
         from tessera.evaluation.harness import evaluate
 
         size = getattr(model, "image_size", None)
         options: dict[str, Any] = {"split": "test", **({"width": size, "height": size} if isinstance(size, int) else {})}
         config = EvaluationConfig(world=WorldConfig(**{**options, **(world or {})}), types=tuple(types), n=n, seed=seed)
+        settings = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
         key = self._key(
             "evaluate",
             to_dict(config),
             provenance.weights_hash(model),
+            settings,
+            self._parts_in(settings),
             blind,
-            self._plugged(plug),
+            self.plugged(plug),
+            answers_key,
+            self._code("models"),
             versions=("torch", "transformers"),
         )
-        kept = self._kept(key, ".json")
+        keeps = answers is None or answers_key is not None
+        kept = self._kept(key, ".json") if keeps else None
         if kept is not None:
-            return load_result(kept)
+            found = load_result(kept)
+            self.saved += found.seconds
+            return found
         if plug:
             from tessera.hosts.host_generate import HostGenerator
             from tessera.hosts.plug import attach, part_named
@@ -145,8 +168,9 @@ class Lab:
             with attach(model).plug(*(part_named(name, options) for name, options in plug.items())):
                 result = evaluate(model, processor, config, blind=blind, answers=HostGenerator(model, processor))
         else:
-            result = evaluate(model, processor, config, blind=blind)
-        result.save(self._path(key, ".json"))
+            result = evaluate(model, processor, config, blind=blind, answers=answers)
+        if keeps:
+            result.save(self._path(key, ".json"))
         return result
 
     def difference(self, first: Result, second: Result) -> Interval:
@@ -167,13 +191,22 @@ class Lab:
         if seed is not None:
             recipe = replace(recipe, training=replace(recipe.training, seed=seed))
         self.used.update(name for name in recipe.start.values() if name in reference.REFERENCES)
-        sources = {name: evidence.source_hash(reference.reference_folder(name)) for name in sorted(self.used)}
-        key = self._key("train", to_dict(recipe), sources, self._code("training", "parts", "models", "world"))
-        folder = self._path(key, "")
-        if not (folder / "model" / "config.json").is_file():
+        sources = {
+            name: evidence.source_hash(reference.reference_folder(name) if name in reference.REFERENCES else Path(name))
+            for name in sorted(set(recipe.start.values()))
+        }
+        plain = to_dict(recipe)
+        folder = self.folder("train", plain, sources, self._parts_in(plain))
+        cost = folder / "seconds.json"
+        if (folder / "model" / "config.json").is_file():
+            if cost.is_file():
+                self.saved += float(json.loads(cost.read_text(encoding="utf-8")))
+        else:
+            begin = time.perf_counter()
             result, _, _ = run(replace(recipe, training=replace(recipe.training, progress=False)), folder)
             if result.stopped:
-                raise TesseraError("the training run of a claim was interrupted.")
+                raise KeyboardInterrupt
+            write_json(cost, round(time.perf_counter() - begin, 2))
         return reference.load(folder / "model")
 
     # What it costs
@@ -202,10 +235,24 @@ class Lab:
 
     # Keeping
 
-    def _plugged(self, plug: Plugs | None) -> list[Any]:
+    def folder(self, *parts: Any) -> Path:
+        """Where something is kept that depends on plain data `parts`, on how models are made and trained, and on the world."""
+        return self._path(self._key(*parts, self._code("training", "models", "data")), "")
+
+    def plugged(self, plug: Plugs | None) -> list[Any]:
+        """Names, options and hashes of plugged parts, as plain data that results depend on."""
         from tessera.hosts.plug import find
 
         return [(name, dict(options), evidence.part_hash(find(name))) for name, options in (plug or {}).items()]
+
+    def _parts_in(self, settings: Any) -> dict[str, str]:
+        """Hashes of the parts that plain data names, by `socket/name`: every text that is some part's name counts."""
+        texts = set(_texts(settings))
+        found = {}
+        for socket in registry.SOCKETS:
+            for name in texts.intersection(registry.names(socket)):
+                found[f"{socket}/{name}"] = evidence.part_hash(registry.get(socket, name))
+        return found
 
     def _code(self, *rooms: str) -> str | None:
         return evidence.source_hash(*(evidence.PACKAGE / room for room in rooms), only=("*.py",))
@@ -223,6 +270,19 @@ class Lab:
     def _kept(self, key: str, suffix: str) -> Path | None:
         path = self.cache / f"{key}{suffix}"
         return path if path.is_file() else None
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """Every string in plain data, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def mean(values: Sequence[float]) -> float:

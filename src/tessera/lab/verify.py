@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tessera import registry
+from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.io import write_json
 from tessera.lab import evidence as files
@@ -68,8 +69,8 @@ def verify(
 
 
 def run(claim: Claim, lab: Lab) -> Entry:
-    """One claim's result; a crash is one too."""
-    begin = time.perf_counter()
+    """One claim's result; a crash is one too. `seconds` is what it costs where nothing is kept on disk yet."""
+    begin, saved = time.perf_counter(), lab.saved
     try:
         finding = claim.run(lab)
         verdict = str(finding.verdict)
@@ -89,7 +90,7 @@ def run(claim: Claim, lab: Lab) -> Entry:
         control=_rounded(finding.control),
         spread=_rounded(finding.spread),
         seeds=list(finding.seeds),
-        seconds=round(time.perf_counter() - begin, 2),
+        seconds=round(time.perf_counter() - begin + lab.saved - saved, 2),
         shape=finding.shape,
         note=finding.note,
     )
@@ -117,7 +118,10 @@ def _kept(part: registry.Part, lab: Lab) -> dict[str, Entry]:
     path = _unfinished(part)
     if not path.is_file():
         return {}
-    found = files.parse(path)
+    try:
+        found = files.parse(path)
+    except UserError:  # torn by whatever ended that run: everything is measured again
+        return {}
     models = [name.removeprefix("models/") for name in found.hashes if name.startswith("models/")]
     if found.hashes != files.hashes(part, models):
         return {}

@@ -1,7 +1,9 @@
 """The composed model without its loss: encoders -> experts -> tokens -> connector -> coupling -> causal LM.
 
-The parts are named in the configuration. Shapes: B rows, T tokens, M images in the whole batch (in the order
-of their placeholders), n tokens per image, D visual channels, E language channels, V vocabulary.
+The parts are named in the configuration; how much stands in front of a coupling depends on it (`tessera.models.coupling`).
+
+Shapes: B rows, T tokens, M images in the whole batch (in the order of their placeholders), n tokens per image, D visual
+channels, E language channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from tessera.errors import UserError
 from tessera.models import parts as part_specs
 from tessera.models.configuration import TesseraConfig
+from tessera.models.coupling import MEMORY, Coupling, Pass
 from tessera.models.vision import TesseraPreTrainedModel
 from tessera.nn.segments import additive, segment_mask, segment_positions
-from tessera.nn.tokens import VisualTokens, from_grid
+from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
 
 @dataclass
 class TesseraModelOutput(BaseModelOutputWithPast):
-    """last_hidden_state [B, T, E]; image_hidden_states [M, n, E] or None."""
+    """last_hidden_state [B, T, E]; image_hidden_states [M, n, E] or None; coupling_loss: the coupling's own, a scalar or None."""
 
     image_hidden_states: Tensor | None = None
+    coupling_loss: Tensor | None = None
 
 
 class TesseraModel(TesseraPreTrainedModel):
@@ -35,6 +39,9 @@ class TesseraModel(TesseraPreTrainedModel):
 
     config_class = TesseraConfig
     config: TesseraConfig
+    experts: Any
+    tokens: Any
+    connector: Any
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__(config)
@@ -42,28 +49,67 @@ class TesseraModel(TesseraPreTrainedModel):
         self.encoders = nn.ModuleList(
             part_specs.create("encoders", spec, f"parts.encoders.{i}", backend=config) for i, spec in enumerate(specs["encoders"])
         )
+        self.pixels: Any = part_specs.create("pixels", specs["pixels"], "parts.pixels") if "pixels" in specs else None
+        self.reads_levels = self.experts_ask = False
+        for name in ("experts", "tokens", "connector"):  # so they stay where the coupling sees what would stand in front of them
+            setattr(self, name, None)
+        behind_connector = part_specs.sees(specs["coupling"], "parts.coupling") == "tokens"
+        if behind_connector:
+            self._build_vision(specs)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        width = self.language_model.get_input_embeddings().embedding_dim
+        if behind_connector:
+            self.connector = part_specs.create(
+                "connectors", specs["connector"], "parts.connector", width=self.tokens.width, out_width=width
+            )
+        self.connector_asks = "question" in getattr(self.connector, "wants", ())
+        self.reads_question = self.experts_ask or self.connector_asks
+        self.coupling: Coupling = part_specs.create(
+            "couplings",
+            specs["coupling"],
+            "parts.coupling",
+            width=width,
+            language_model=self.language_model,
+            encoders=list(self.encoders),
+            backend=config,
+        )
+        sizes = [self._side(e) for e in self.encoders]
+        self.image_size: int = max(sizes) if sizes else self.coupling.image_size
+        self.features_per_image: int = self._count(specs) if behind_connector else self.coupling.count
+        self.tokens_per_image: int = self.coupling.placeholders(self.features_per_image)
+        self.post_init()
+
+    def _build_vision(self, specs: Any) -> None:
         widths, grids = [e.width for e in self.encoders], [e.grid for e in self.encoders]
-        self.experts = part_specs.create("experts", specs["experts"], "parts.experts", widths=widths, grids=grids)
+        if self.pixels is not None:
+            widths = [self.pixels.width(width) for width in widths]
+        wanted = part_specs.wants(specs["experts"], "parts.experts")
+        self.reads_levels, self.experts_ask = "levels" in wanted, "question" in wanted
+        more: dict[str, Any] = {}
+        if self.reads_levels:
+            more["levels"] = part_specs.levels(list(self.encoders), specs["experts"]["kind"])
+        if self.experts_ask:
+            more["text_width"] = self.config.text_config.hidden_size  # type: ignore[union-attr]
+        self.experts = part_specs.create("experts", specs["experts"], "parts.experts", widths=widths, grids=grids, **more)
         self.tokens = part_specs.create(
             "tokens", specs["tokens"], "parts.tokens", width=self.experts.width, grid=self.experts.grid
         )
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        width = self.language_model.get_input_embeddings().embedding_dim
-        self.connector = part_specs.create(
-            "connectors", specs["connector"], "parts.connector", width=self.tokens.width, out_width=width
-        )
-        self.coupling = part_specs.create("couplings", specs["coupling"], "parts.coupling", width=width)
-        self.image_size: int = max(int(e.image_size) for e in self.encoders)  # type: ignore[arg-type]
-        target, parsed = part_specs.parse("tokens", specs["tokens"], "parts.tokens")
+
+    def _count(self, specs: Any) -> int:
+        """Features per image behind the connector, as the parts declare it."""
         rows, columns = self.experts.grid
-        self.tokens_per_image = int(target.token_count(parsed, rows * columns))
-        self.post_init()
+        count = int(rows * columns)
+        for socket, key in (("tokens", "tokens"), ("connectors", "connector")):
+            target, parsed = part_specs.parse(socket, specs[key], f"parts.{key}")
+            rule = getattr(target, "token_count", None)
+            count = count if rule is None else int(rule(parsed, count))
+        return count
 
     def sockets(self) -> dict[str, nn.Module]:
         """Socket name -> module, for freeze plans; encoders are `encoders.0`, `encoders.1`, ..."""
         found = {f"encoders.{i}": encoder for i, encoder in enumerate(self.encoders)}
-        names = ("experts", "tokens", "connector", "coupling", "language_model")
-        return found | {name: getattr(self, name) for name in names}
+        found |= {name: part for name in ("experts", "tokens", "connector") if (part := getattr(self, name)) is not None}
+        return found | self.coupling.sockets() | {"language_model": self.language_model}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -71,43 +117,77 @@ class TesseraModel(TesseraPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def encode_images(self, pixel_values: Tensor) -> VisualTokens:
+    def encode_images(self, pixel_values: Tensor, question: QuestionText | None = None) -> VisualTokens:
         """[M, 3, S, S] -> tokens in front of the connector, features [M, n, D]: what frozen towers can cache.
 
-        Raises `UserError` for images of another shape.
+        question: what is asked about each image, for parts that read it. Raises `UserError` for images of another shape.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise UserError(f"pixel_values must be [images, 3, height, width], not {list(pixel_values.shape)}.")
+        if self.coupling.sees != "tokens":
+            return self.coupling.encode(pixel_values, list(self.encoders))
         sets = []
         for index, encoder in enumerate(self.encoders):
             pixels = pixel_values.to(next(encoder.parameters()).dtype)
-            size = int(encoder.image_size)  # type: ignore[arg-type]
+            size = self._side(encoder)
             if size != self.image_size and pixels.shape[-2:] == (self.image_size, self.image_size):
                 pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-            sets.append(from_grid(encoder(pixels), encoder.grid, source=index))  # type: ignore[arg-type]
-        return self.tokens(self.experts(sets))
+            layers = self._layers(encoder, pixels)
+            tokens = from_grid(layers[-1], encoder.grid, source=index)  # type: ignore[arg-type]
+            tokens.levels = layers if self.reads_levels else None
+            sets.append(tokens)
+        return self.tokens(self.experts(sets, question) if self.experts_ask else self.experts(sets))
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features of `encode_images` [M, n, D] -> image features [M, n, E].
+    def _side(self, encoder: Any) -> int:
+        """Side of the images that an encoder, or the pixels part in front of it, wants."""
+        size = int(encoder.image_size)
+        return size if self.pixels is None else int(self.pixels.image_size(size))
+
+    def _layers(self, encoder: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+        """[M, 3, S, S] -> the layers [M, n, D] of an encoder that the experts read, the last one last."""
+
+        def encode(views: Tensor) -> tuple[Tensor, ...]:
+            return tuple(encoder.levels(views)) if self.reads_levels else (encoder(views),)
+
+        return encode(pixels) if self.pixels is None else self.pixels(encode, pixels, int(encoder.image_size), encoder.grid)
+
+    def project(self, features: Tensor, question: QuestionText | None = None) -> Tensor:
+        """Features of `encode_images` [M, n, D] -> image features [M, n', E]; `question` for a connector that reads it.
 
         Raises `UserError` where a token part has removed tokens: features alone do not say where they were.
         """
+        if self.connector is None:
+            return self.coupling.receive(features)
         if self.tokens.grid is None:
             raise UserError("these tokens are no full grid: give pixel_values or image_features instead.")
-        return self.connector(from_grid(features, self.tokens.grid)).features
+        return self.coupling.receive(self._connect(from_grid(features, self.tokens.grid), question))
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """[M, 3, S, S] -> what the language model reads, [M, n, E].
+    def _connect(self, tokens: VisualTokens, question: QuestionText | None) -> Tensor:
+        if self.connector is None:
+            return tokens.features
+        return (self.connector(tokens, question) if self.connector_asks else self.connector(tokens)).features
 
-        Raises `UserError` if n is not what the token part declares.
+    def get_image_features(self, pixel_values: Tensor, question: QuestionText | None = None) -> Tensor:
+        """[M, 3, S, S] -> what the language model reads, [M, n, E]; `question` as in `encode_images`.
+
+        Raises `UserError` if the number is not what the parts declare.
         """
-        features = self.connector(self.encode_images(pixel_values)).features
-        if features.shape[1] != self.tokens_per_image:
+        tokens = self.encode_images(pixel_values, question)
+        features = self._connect(tokens, question)
+        if features.shape[1] != self.features_per_image:
             raise UserError(
-                f"the token part declares {self.tokens_per_image} tokens per image, but {features.shape[1]} "
-                "came out: its token-count rule is wrong."
+                f"the parts declare {self.features_per_image} tokens per image, but {features.shape[1]} "
+                "came out: a token-count rule is wrong."
             )
-        return features
+        return self.coupling.receive(features)
+
+    def question(self, input_ids: Tensor, asked: Tensor | None = None) -> QuestionText:
+        """What each image is asked: all text of its row, input_ids [B, T], or what of it is `asked` [B, T] bool."""
+        placeholders = input_ids == self.config.image_token_id
+        asked = ~placeholders if asked is None else asked.bool() & ~placeholders
+        images = placeholders.sum(1) // self.tokens_per_image
+        embeddings = self.get_input_embeddings()(input_ids)
+        return QuestionText(embeddings=embeddings.repeat_interleave(images, 0), mask=asked.repeat_interleave(images, 0))
 
     def embed(self, input_ids: Tensor, image_features: Tensor | None, check: bool = True) -> Tensor:
         """input_ids [B, T], image_features [M, n, E] or None -> embeddings [B, T, E], features in their places.
@@ -136,6 +216,7 @@ class TesseraModel(TesseraPreTrainedModel):
         use_cache: bool | None = None,
         image_features: Tensor | None = None,
         visual_features: Tensor | None = None,
+        question_mask: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -145,7 +226,8 @@ class TesseraModel(TesseraPreTrainedModel):
         input_ids [B, T] with placeholders (or inputs_embeds [B, T, E] with the features already in place);
         pixel_values [M, 3, S, S], or visual_features [M, n, D] (`encode_images`), or image_features [M, n, E]
         (`get_image_features`); attention_mask [B, K] or a prepared 4-D mask; position_ids [B, T]; segment_ids
-        [B, K] for packed rows, K = cached + T. mm_token_type_ids is accepted, as processors may send it, and
+        [B, K] for packed rows, K = cached + T. question_mask [B, T] bool: which text parts that read the question may
+        read, by default all that is no padding. mm_token_type_ids is accepted, as processors may send it, and
         not needed. Other keywords go to the language model. Raises `UserError` for inputs that contradict
         each other.
         """
@@ -154,16 +236,21 @@ class TesseraModel(TesseraPreTrainedModel):
         if sum(x is not None for x in (pixel_values, visual_features, image_features)) > 1:
             raise UserError("give only one of pixel_values, visual_features and image_features.")
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values)
-        elif visual_features is not None:
-            image_features = self.project(visual_features)
+        if pixel_values is not None or visual_features is not None:
+            question = self._asked(input_ids, question_mask, attention_mask, segment_ids)
+            if pixel_values is not None:
+                image_features = self.get_image_features(pixel_values, question)
+            elif visual_features is not None:
+                image_features = self.project(visual_features, question)
+        placeholders = None
         if input_ids is not None:
+            placeholders = input_ids == self.config.image_token_id
             inputs_embeds = self.embed(input_ids, image_features, check=cached == 0)
         elif image_features is not None:
             raise UserError("images need input_ids, whose placeholders say where they go; inputs_embeds has none.")
         assert inputs_embeds is not None
         length = inputs_embeds.shape[1]
+        padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
         if segment_ids is not None:
             if segment_ids.shape[1] != cached + length:
                 raise UserError(
@@ -172,24 +259,57 @@ class TesseraModel(TesseraPreTrainedModel):
             if position_ids is None:
                 position_ids = segment_positions(segment_ids)[:, cached:]
             attention_mask = self._packed_mask(segment_ids, length, attention_mask, inputs_embeds)
-        elif position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
-        outputs = self.language_model.base_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
+        else:
+            if position_ids is None and padding is not None:
+                position_ids = (padding.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+            if self.coupling.masks and (attention_mask is None or padding is not None):
+                one = torch.zeros(inputs_embeds.shape[0], cached + length, dtype=torch.int64, device=inputs_embeds.device)
+                attention_mask = self._packed_mask(one, length, padding, inputs_embeds)
+        now = Pass(
+            placeholders=torch.zeros_like(inputs_embeds[..., 0], dtype=torch.bool) if placeholders is None else placeholders,
+            features=image_features,
+            pixels=pixel_values,
+            segments=segment_ids,
+            real=padding,
+            cached=cached,
+            memory=getattr(past_key_values, MEMORY, None),
         )
+        with self.coupling.during(now):
+            outputs = self.language_model.base_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if now.memory is not None and outputs.past_key_values is not None:
+            setattr(outputs.past_key_values, MEMORY, now.memory)
         output = TesseraModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            coupling_loss=self.coupling.loss(now, outputs.last_hidden_state) if self.training else None,
         )
         return output if return_dict is not False else output.to_tuple()
+
+    def _asked(
+        self, ids: Tensor | None, asked: Tensor | None, attention_mask: Tensor | None, segments: Tensor | None
+    ) -> QuestionText | None:
+        if not self.reads_question or ids is None:
+            return None
+        if self.connector_asks and segments is not None and int(segments.max()) > 1:
+            raise UserError(
+                "the connector reads the question, so a packed row can hold only one: train with questions.most=1, without "
+                "captions and lists."
+            )
+        real = attention_mask if attention_mask is not None and attention_mask.shape == ids.shape else None
+        real = segments != -1 if segments is not None and segments.shape == ids.shape else real
+        if real is not None:
+            asked = real.bool() if asked is None else asked.bool() & real.bool()
+        return self.question(ids, asked)
 
     def _packed_mask(self, segment_ids: Tensor, queries: int, attention_mask: Tensor | None, embeddings: Tensor) -> Tensor:
         kind = self.language_model.config._attn_implementation

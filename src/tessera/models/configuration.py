@@ -75,6 +75,9 @@ def text_configuration(value: Any, where: str, default: str = "llama", foreign: 
     return built
 
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+"""Of a dual encoder's text tower; quick_gelu, x sigmoid(1.702 x), is what OpenAI's CLIP was trained with."""
+
 _LEGACY_TEXT = frozenset({"rope_theta", "rope_scaling", *GenerationConfig().to_dict()})
 
 
@@ -149,16 +152,20 @@ class TesseraDualEncoderConfig(StrictConfig):
     channels.
 
     encoder            a part of socket `encoders`
+    contrastive        a part of socket `contrastive`: how embeddings are made and compared, and the loss
     projection_dim     E, width of the shared space
-    pool_heads         heads of the image tower's attention pool
+    pool_heads         heads of a contrastive part that pools the image tower's tokens by attention
     vocab_size, text_width, text_depth, text_heads, max_position_embeddings   the text transformer
-    pad_token_id       id that is masked in the mean over the text
+    text_causal        whether a text token sees the earlier ones only
+    text_activation    of the text transformer's MLPs: "gelu", "gelu_tanh" or "quick_gelu"
+    pad_token_id       id of text tokens that are padding
     temperature        initial temperature of the logits (learned)
     """
 
     model_type: ClassVar[str] = "tessera_dual_encoder"
 
     encoder: dict[str, Any] | None = None
+    contrastive: dict[str, Any] | None = None
     projection_dim: int = 256
     pool_heads: int = 4
     vocab_size: int = 4096
@@ -166,6 +173,8 @@ class TesseraDualEncoderConfig(StrictConfig):
     text_depth: int = 4
     text_heads: int = 3
     max_position_embeddings: int = 64
+    text_causal: bool = False
+    text_activation: str = "gelu_tanh"
     pad_token_id: int = 0
     temperature: float = 0.07
     initializer_range: float = 0.02
@@ -178,9 +187,14 @@ class TesseraDualEncoderConfig(StrictConfig):
         self._expect("max_position_embeddings", int, "a whole number")
         self._expect("pad_token_id", int, "a token id")
         self._expect("temperature", (float, int), "a number")
+        self._expect("text_causal", bool, "true or false")
+        if self.text_activation not in ACTIVATIONS:
+            raise unknown("text_activation", str(self.text_activation), ACTIVATIONS)
         self._expect("initializer_range", (float, int), "a number")
         if self.text_width % self.text_heads:
             raise UserError(f"text_width {self.text_width} cannot be divided among {self.text_heads} heads.")
         spec = {"kind": "conv_vit"} if self.encoder is None else self.encoder
         self.encoder = part_specs.normalise_one("encoders", spec, "encoder")
+        contrastive = {"kind": "clip"} if self.contrastive is None else self.contrastive
+        self.contrastive = part_specs.normalise_one("contrastive", contrastive, "contrastive")
         super().__post_init__(**kwargs)

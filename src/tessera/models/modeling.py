@@ -17,8 +17,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from tessera.models.composed import TesseraModel, TesseraModelOutput
 from tessera.models.configuration import TesseraConfig
 from tessera.models.vision import TesseraPreTrainedModel
-from tessera.nn.loss import next_token_loss
-from tessera.nn.tokens import VisualTokens
+from tessera.nn.loss import LossSums, next_token_loss
+from tessera.nn.tokens import QuestionText, VisualTokens
 
 __all__ = ["TesseraCausalLMOutput", "TesseraForConditionalGeneration", "TesseraModel", "TesseraModelOutput"]
 
@@ -79,13 +79,18 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.model.language_model.base_model
 
-    def encode_images(self, pixel_values: Tensor) -> VisualTokens:
-        """See `TesseraModel.encode_images`."""
-        return self.model.encode_images(pixel_values)
+    @property
+    def reads_question(self) -> bool:
+        """Whether the visual tokens depend on what is asked."""
+        return self.model.reads_question
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def encode_images(self, pixel_values: Tensor, question: QuestionText | None = None) -> VisualTokens:
+        """See `TesseraModel.encode_images`."""
+        return self.model.encode_images(pixel_values, question)
+
+    def get_image_features(self, pixel_values: Tensor, question: QuestionText | None = None) -> Tensor:
         """[M, 3, S, S] -> [M, n, E], see `TesseraModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values, question)
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., E] -> logits [..., V], with the language model's own scaling and soft capping."""
@@ -119,12 +124,15 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         """Inputs as in `TesseraModel.forward`, and:
 
         labels [B, T] int64, not shifted, -100 ignored; loss_weights [B, T] float. loss = sum(w * l) / sum(w)
-        in float32, or sum(w * l) / num_items_in_batch if that is given. With labels, logits are returned only
+        in float32, or sum(w * l) / num_items_in_batch if that is given; in training the coupling's own loss is added to
+        the mean. With labels, logits are returned only
         if `config.logits_with_loss`. logits_to_keep: 0 all positions, k > 0 the last k, or a tensor of
         positions.
         """
         if labels is not None:
             use_cache = False if use_cache is None else use_cache
+            if self.reads_question:  # never the answer
+                kwargs.setdefault("question_mask", labels == -100)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -142,6 +150,8 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         loss = sums = logits = None
         if labels is not None:
             sums = next_token_loss(hidden, labels, self.logits_of, loss_weights, segment_ids)
+            if outputs.coupling_loss is not None:  # weighed like the batch that it is about, so that batches still add up
+                sums = LossSums(sums.total + outputs.coupling_loss * sums.weight, sums.weight)
             loss = sums.mean() if num_items_in_batch is None else sums.total / num_items_in_batch
         if labels is None or self.config.logits_with_loss:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep

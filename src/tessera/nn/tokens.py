@@ -1,6 +1,6 @@
 """The currency between the model sockets: visual tokens with their places in the image.
 
-Shapes: B images, N tokens per image, D channels.
+Shapes: B images, N tokens per image, D channels, Q tokens of a question, E channels of the language model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class VisualTokens:
     scores    [B, N] float or None, importance as a part judged it
     source    [B, N] int64 or None, index of the encoder a token came from, -1 where several contributed
     grid      (rows, columns) when the tokens are a full raster in reading order, else None
+    levels    [B, N, D] each: the encoder's features from shallow to deep, the last of them `features`; None where nobody asked
     """
 
     features: Tensor
@@ -29,6 +31,7 @@ class VisualTokens:
     scores: Tensor | None = None
     source: Tensor | None = None
     grid: tuple[int, int] | None = None
+    levels: tuple[Tensor, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -41,7 +44,7 @@ class VisualTokens:
         return self.features.shape[2]
 
     def with_features(self, features: Tensor) -> VisualTokens:
-        """The same tokens with other features [B, N, D']."""
+        """The same tokens with other features [B, N, D'], which no levels belong to."""
         return VisualTokens(
             features=features,
             positions=self.positions,
@@ -50,6 +53,18 @@ class VisualTokens:
             source=self.source,
             grid=self.grid,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionText:
+    """What is asked about each of B images, as the language model's input embeddings.
+
+    embeddings [B, Q, E] float
+    mask       [B, Q] bool, False at padding; a row may be empty
+    """
+
+    embeddings: Tensor
+    mask: Tensor
 
 
 def grid_positions(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
@@ -69,3 +84,13 @@ def from_grid(features: Tensor, grid: tuple[int, int], source: int = -1) -> Visu
         source=torch.full((batch, count), source, dtype=torch.int64, device=features.device),
         grid=grid,
     )
+
+
+def resample(features: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Bilinear resampling of a raster: [B, h * w, D] on `grid` -> [B, h' * w', D] on `target`."""
+    if grid == target:
+        return features
+    image = features.unflatten(1, grid).permute(0, 3, 1, 2)
+    smaller = target[0] < grid[0] or target[1] < grid[1]
+    image = F.interpolate(image, size=target, mode="bilinear", antialias=smaller)
+    return image.flatten(2).transpose(1, 2)

@@ -54,9 +54,9 @@ WEIGHTS = {
 def nano() -> Recipe:
     """Experts frozen while the language model learns to read them, from what is easy to learn to the whole world.
 
-    Its first lesson is nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of questions
-    from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a few hundred
-    and then carries the rest.
+    Its first lesson is nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
+    questions from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a
+    few hundred and then carries the rest.
     Besides, every visual token is followed by the name of what it shows (`questions.naming`).
     """
     few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))
@@ -65,6 +65,7 @@ def nano() -> Recipe:
     alone = Questions(several=(0.0, 0.0), captions=(0.0, 0.0, 0.0), naming=0.3)
     placing = replace(alone, text_tokens=80, lists=1.0, forms={"places": 1.0}, most=0)
     asking = replace(alone, text_tokens=144, lists=0.6, weights=dict(WEIGHTS))
+    steady = Schedule(kind="wsd", warmup=50, final=0.3)
     return Recipe(
         name="nano",
         about="Reference vision-language model of the built-in world.",
@@ -85,9 +86,9 @@ def nano() -> Recipe:
         ),
         training=TrainConfig(
             stages=[
-                Stage(name="places", steps=500, train=dict(TRAINED), schedule=Schedule(kind="wsd", warmup=50, decay=0.3, final=0.3)),
-                Stage(name="few", steps=800, train=dict(TRAINED), schedule=Schedule(kind="wsd", warmup=50, decay=0.3, final=0.3)),
-                Stage(name="many", steps=3600, train=dict(TRAINED), schedule=Schedule(kind="cosine", warmup=50, final=0.02)),
+                Stage(name="places", steps=500, train=dict(TRAINED), schedule=steady),
+                Stage(name="few", steps=800, train=dict(TRAINED), schedule=steady),
+                Stage(name="many", steps=3600, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

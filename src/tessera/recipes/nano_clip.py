@@ -28,6 +28,6 @@ def nano_clip() -> Recipe:
         start={"encoder": "runs/nano_clip_tower/model"},
         worlds=[WorldConfig(kinds={"scene": 1.0}, things=(1, 5))],
         training=TrainConfig(
-            stages=[Stage(name="contrast", steps=1500)], optim=OptimConfig(lr=2e-3, muon_lr=0.02), batch_size=64
+            stages=[Stage(name="contrast", steps=1200)], optim=OptimConfig(lr=2e-3, muon_lr=0.02), batch_size=64
         ),
     )

@@ -15,5 +15,5 @@ def nano_clip_tower() -> Recipe:
         task="objects",
         model={"encoder": dict(reading_expert.ENCODER)},
         worlds=object_expert.object_expert().worlds,
-        training=TrainConfig(stages=[Stage(name="dense", steps=1500)], optim=OptimConfig(lr=2e-3), batch_size=32),
+        training=TrainConfig(stages=[Stage(name="dense", steps=1000)], optim=OptimConfig(lr=2e-3), batch_size=32),
     )

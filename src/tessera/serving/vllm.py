@@ -39,8 +39,8 @@ class TesseraBackbone(TesseraModel):
         self.language_model = self.language_model.base_model
         self.post_init()  # anew: the plan of tensor parallelism names modules
 
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> Tensor:
-        """See `TesseraModel.get_image_features`; whatever else the processor gives is not needed."""
+    def get_image_features(self, pixel_values: Tensor, question: None = None, **_: Any) -> Tensor:  # type: ignore[override]
+        """See `TesseraModel.get_image_features`; whatever else the processor gives is not needed, and the question is not known."""
         return super().get_image_features(pixel_values)
 
 

@@ -51,7 +51,7 @@ class DenseData:
             if self.kind == "objects":
                 labels.append(self._objects(drawing, [t.concept for t in sample.frames[0].things]))
             else:
-                labels.append(self._characters(drawing))
+                labels.append(self.characters(drawing))
         target = torch.from_numpy(np.stack(labels))
         quiet = len(self._class) if self.kind == "objects" else 0
         weights = torch.where(target == quiet, 0.15, 1.0)
@@ -69,7 +69,8 @@ class DenseData:
             labels[(cells == value).mean(1) >= share] = label
         return labels
 
-    def _characters(self, drawing: Drawing) -> np.ndarray:
+    def characters(self, drawing: Drawing) -> np.ndarray:
+        """The character's label at every patch of a drawing, int64 [N]."""
         width, height = drawing.image.size
         rows, columns = height // self.patch, width // self.patch
         labels = np.zeros((rows, columns), np.int64)

@@ -29,7 +29,7 @@ FILES = 20_000
 def cacheable(model: nn.Module, sockets: dict[str, nn.Module], trained: set[int]) -> list[str]:
     """Sockets in front of the connector if all are frozen and `model.encode_images` exists, or none."""
     front = [name for name in sockets if name.startswith("encoders.") or name in SOCKETS]
-    if not callable(getattr(model, "encode_images", None)):
+    if not callable(getattr(model, "encode_images", None)) or getattr(model, "reads_question", False):
         return []
     free = any(id(p) in trained for name in front for p in sockets[name].parameters())
     return [] if free else front

@@ -9,12 +9,15 @@ from tessera.config import config
 
 @config
 class Questions:
-    """text_tokens: longest text of all questions about a sample together; captions: chances that a sample of one image is also
-    described (short, dense, child), `described` that one of several images is; lists: chance that everything in a single image is
-    listed (`tessera.world.lists`), and forms: the weights of the lists' forms (none given: each as often); types: the question types
-    that are asked (none given: all), most: most questions about a sample (0: nothing but captions and lists); several: shares of batches with pairs and with clips; weights: how much
-    more (or less) often than others a question type is asked; naming: weight of the loss of `tessera.training.naming`, by which
-    every visual token is followed by the name of what it shows."""
+    """What is asked about a sample, and how often.
+
+    text_tokens: longest text of all questions about a sample together; types: the question types that are asked (none given:
+    all); most: most questions about a sample (0: nothing but captions and lists); weights: how much more (or less) often than
+    others a type is asked; captions: chances that a sample of one image is also described (short, dense, child), `described`
+    that one of several images is; lists: chance that everything in a single image is listed (`tessera.world.lists`), and forms:
+    the weights of the lists' forms (none given: each as often); several: shares of batches with pairs and with clips; naming:
+    weight of the loss of `tessera.training.naming`, by which every visual token is followed by the name of what it shows.
+    """
 
     text_tokens: int = 128
     captions: tuple[float, float, float] = (0.25, 0.12, 0.05)

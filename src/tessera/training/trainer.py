@@ -27,6 +27,7 @@ from tessera.training.engine import autocast, is_sharded, loss_of, make_accelera
 from tessera.training.features import FeatureStore, cacheable, fingerprint
 from tessera.training.interrupt import Interrupt
 from tessera.training.log import Event, Outputs
+from tessera.training.objective import Subject, bare, numbers_of
 from tessera.training.optim import MuonAdamW, build_optimizer
 from tessera.training.plan import HARMLESS, TrainConfig, differences, multipliers, stage_of
 from tessera.training.speed import bf16_pays, compile_pays
@@ -58,7 +59,9 @@ class Trainer:
 
     `model(**batch)` returns an object with scalars `loss_sum` and `loss_weight` (the loss of a step is the
     quotient of their sums over all micro-batches and processes) or with `loss` alone (its mean is taken).
-    `model.sockets()` gives the parts that a stage names; a module without it is one socket called "model".
+    Its `numbers`, if it has any, are sums of the same kind and go to the log. A model with an objective or a
+    tuning is a `Subject`. `model.sockets()` gives the parts that a stage names; a module without it is one
+    socket called "model".
     `on_event` receives every `Event` of the main process.
 
     Raises `UserError` for a plan that does not fit the model.
@@ -94,6 +97,7 @@ class Trainer:
         self._forward: Callable[..., Any]
         self._optimizer_state: dict[str, Tensor] = {}
         self._features: FeatureStore | None = None
+        self._numbers: list[str] = []
 
     def every(self, steps: int, evaluate: Evaluation) -> None:
         """Calls `evaluate(model)` every `steps` steps and after the last, in eval mode, without gradients.
@@ -118,6 +122,8 @@ class Trainer:
                 shutil.rmtree(self.out / checkpoint.NAME, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         settings = {k: v for k, v in to_dict(self.config).items() if k not in HARMLESS}
+        if isinstance(self.model, Subject):
+            settings |= self.model.settings()
         loaded = checkpoint.load(self.out) if resume else None
         why = self._decide() if loaded is None else self._restore(*loaded, settings)
         del loaded  # its files would keep their space on the disk until the run ends
@@ -255,7 +261,8 @@ class Trainer:
         totals = torch.cat([sums, mine.to(sums)])
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(totals, "sum")
-        loss_sum, weight, stop, *counted = totals.tolist()
+        loss_sum, weight, *rest = totals.tolist()
+        numbers, (stop, *counted) = rest[: len(self._numbers)], rest[len(self._numbers) :]
         loss, norm = loss_sum / weight if weight else math.nan, math.nan
         if math.isfinite(loss):
             # DDP and FSDP average over the processes; the sum is wanted.
@@ -265,6 +272,7 @@ class Trainer:
         seconds = time.perf_counter() - begin
         self.state["seconds"] += seconds
         record: dict[str, Any] = dict(step=self.step, stage=stage.name, loss=loss, lr=optim.lr * factor, grad_norm=norm)
+        record |= {name: value / weight for name, value in zip(self._numbers, numbers, strict=True) if weight}
         for key, value in zip(COUNTED, counted, strict=True):
             self.state[key] += int(value)
             record[key] = self.state[key]
@@ -311,9 +319,9 @@ class Trainer:
         return self._accumulate(micros)
 
     def _accumulate(self, micros: list[Batch]) -> Tensor:
-        """Leaves the gradients of this process's summed loss; returns [loss sum, weight]."""
+        """Leaves the gradients of this process's summed loss; returns [loss sum, weight, named sums]."""
         device, several = self.accelerator.device, self.accelerator.num_processes > 1
-        sums = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        kind, sums = torch.float32 if device.type == "mps" else torch.float64, torch.zeros((), device=device)
         seed_step(self.config.seed, self.step, self.accelerator.process_index)
         for i, batch in enumerate(micros):
             inputs = self._inputs(batch)
@@ -323,7 +331,10 @@ class Trainer:
                     output = self._forward(**inputs)
                 loss_sum, weight = loss_of(output)
                 loss_sum.float().backward()
-            sums += torch.stack([loss_sum.detach().to(sums), weight.detach().to(sums)])
+            named = numbers_of(output)
+            self._numbers = sorted(named)
+            found = (loss_sum, weight, *(named[name] for name in self._numbers))
+            sums = sums + torch.stack([value.detach().to(kind) for value in found])
         return sums
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -353,7 +364,7 @@ class Trainer:
             if self.main or is_sharded(self.accelerator):
                 with self._evaluating():
                     for evaluate in due:
-                        found |= evaluate(self.model) or {}
+                        found |= evaluate(bare(self.model)) or {}
             self._outputs.evaluation(self.step, found)
         self.accelerator.wait_for_everyone()
 

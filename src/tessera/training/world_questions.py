@@ -92,8 +92,8 @@ class WorldQuestions:
         types = self.options.types
         questions = [q for q in sample.questions() if not types or q.type in types]
         # Weighted order without replacement (Efraimidis and Spirakis): the budget of tokens takes what comes first.
-        order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)[: self.options.most]
-        texts = [(q.text, q.answer) for q in order]
+        order = sorted(questions, key=lambda q: rng.uniform() ** (1 / weights.get(q.type, 1.0)), reverse=True)
+        texts = [(q.text, q.answer) for q in order[: self.options.most]]
         chance = sum(self.options.captions) if len(sample.frames) == 1 else self.options.described
         if chance and rng.chance(chance):
             described = sample.captions()

@@ -20,8 +20,8 @@ LIST_PROMPTS = {
 def lists(sample: Sample, frame: int = 0) -> dict[str, str]:
     """The lists of one frame; a sign is listed by its text.
 
-    "names" goes from left to right by the boxes' centres. The others are in an order that cannot be guessed, drawn from the sample:
-    in a known order the next place could be told from the last one, and nobody would learn to find a thing by its name.
+    "names" goes from left to right by the boxes' centres. The others are in an order that cannot be guessed, drawn from the
+    sample: in a known order the next place could be told from the last one, and nobody would learn to find things by name.
     "names": "dog, cup, TEA"; "places": "dog left, cup top right"; "boxes": "dog 12 20 45 60, cup ...", whole hundredths;
     "finds": "12 20 45 60 dog, ...". All are "nothing" for a frame without things and signs.
     """

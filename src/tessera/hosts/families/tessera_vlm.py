@@ -1,6 +1,6 @@
 """Tessera's composed model: patches of its first encoder, whose raster the others are resampled to; squares may become tokens.
 
-Where a token part keeps no full raster there is no map, and the capability is not given.
+Where a part keeps no full raster, or shows encoders several views of an image, there is no map, and the capability is not given.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class TesseraVlm(RasterFamily):
         return found
 
     def tower(self, base: Any) -> nn.Module | None:
+        if not len(base.encoders):  # the coupling reads pixels
+            return None
         encoder = base.encoders[0]
         return getattr(encoder, "tower", encoder)
 
@@ -40,7 +42,7 @@ class TesseraVlm(RasterFamily):
     def stride(self, model: Any) -> int:
         found = _stride(self.base(model))
         if found is None:
-            raise UserError("the model's token part keeps no full raster, so patches cannot be mapped to visual tokens.")
+            raise UserError("the model's parts keep no full raster of one view, so patches cannot be mapped to visual tokens.")
         return found
 
     def grids(self, model: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -54,9 +56,13 @@ class TesseraVlm(RasterFamily):
 
 
 def _stride(base: Any) -> int | None:
-    """Patches per side of a token, None where tokens are no full raster of squares."""
+    """Patches per side of a token, None where tokens are no full raster of squares, or no tokens of the text."""
+    if base.experts is None or base.pixels is not None or base.tokens_per_image != base.features_per_image:
+        return None
     before, after = base.experts.grid, base.tokens.grid
-    if after is None or before != base.encoders[0].grid or before[0] % after[0] or before[1] % after[1]:
+    if after is None or base.features_per_image != after[0] * after[1]:
+        return None
+    if before != base.encoders[0].grid or before[0] % after[0] or before[1] % after[1]:
         return None
     step = before[0] // after[0]
     return step if before[1] // after[1] == step else None

@@ -19,7 +19,6 @@ from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
 
-
 GAIN = 1.0
 """Root mean square of content and of place at the start."""
 

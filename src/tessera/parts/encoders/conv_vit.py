@@ -77,6 +77,7 @@ class ConvViT(nn.Module):
         self.image_size = config.image_size
         self.width = config.width
         self.grid = (side, side)
+        self.level_count = config.depth
         steps = int(math.log2(config.patch_size))
         widths = [3, *(max(24, config.width >> (steps - 1 - i)) for i in range(steps - 1)), config.width]
         stem: list[nn.Module] = []
@@ -101,9 +102,10 @@ class ConvViT(nn.Module):
             initialise.linear(block.attention.out, std)
             initialise.linear(block.mlp.down, std)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, S, S] -> [B, N, D]. Raises `UserError` for images of another size than the configured one, because
-        positions are learned per place.
+    def levels(self, pixel_values: Tensor) -> list[Tensor]:
+        """[B, 3, S, S] -> one [B, N, D] per block; the last, behind the final norm, is what `forward` gives.
+
+        Raises `UserError` for images of another size than the configured one, because positions are learned per place.
         """
         if pixel_values.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
@@ -113,6 +115,15 @@ class ConvViT(nn.Module):
             )
         x = self.stem(pixel_values).flatten(2).transpose(1, 2) + self.position
         x = x.contiguous()
+        found = []
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+            found.append(x)
+        return [*found[:-1], self.norm(x)]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, N, D]. Raises `UserError` as `levels` does."""
+        return self.levels(pixel_values)[-1]
+
+
+TINY = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 1, "heads": 2}

@@ -60,22 +60,52 @@ class TransformersVision(nn.Module):
         depth = described.num_hidden_layers
         if not -depth - 1 <= config.layer <= depth:
             raise UserError(f"encoders.layer is {config.layer}, but {kind} has {depth} layers.")
+        self.level_count: int = max(1, config.layer % (depth + 1))
 
     def init_weights(self) -> None:
         """Nothing: the tower is a transformers model and initialises itself."""
 
+    def levels(self, pixel_values: Tensor) -> list[Tensor]:
+        """[B, 3, S, S] -> one [B, N, width] per layer up to the configured one, whose output `forward` gives.
+
+        Raises `UserError` for images of another size, or when the tower's tokens do not fill the grid.
+        """
+        return self._hidden(pixel_values, first=1)
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Raises `UserError` for images of another size, or when the tower's tokens do not fill the grid."""
+        return self._hidden(pixel_values)[-1]
+
+    def _hidden(self, pixel_values: Tensor, first: int | None = None) -> list[Tensor]:
+        """The hidden states from layer `first` to the configured one, only that one by default."""
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise UserError(
                 f"this encoder takes images of {self.image_size} x {self.image_size} pixels, "
                 f"not {pixel_values.shape[-1]} x {pixel_values.shape[-2]}."
             )
-        hidden = self.tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[self.layer]
+        states = self.tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states
+        last = self.layer % len(states)
+        chosen = states[last if first is None else min(first, last) : last + 1]
+        hidden = chosen[-1]
         count = self.grid[0] * self.grid[1]
         drop = hidden.shape[1] - count if self.drop is None else self.drop
         if drop < 0 or hidden.shape[1] - drop != count:
             raise UserError(
                 f"the tower gives {hidden.shape[1]} tokens; without {drop} of them they do not fill a grid of {count}."
             )
-        return hidden[:, drop:]
+        return [state[:, drop:] for state in chosen]
+
+
+TINY = {
+    "tower": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 24,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_use_head": False,
+    }
+}
+UNSUPPORTED = {"gradients": "a tower's layers behind the chosen one, and its last norm, are never run"}

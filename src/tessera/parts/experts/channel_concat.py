@@ -13,21 +13,12 @@ Shapes: K sets [B, N_k, D_k] -> [B, N_1, D_1 + ... + D_K].
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.nn.tokens import VisualTokens, from_grid
+from tessera.nn.tokens import VisualTokens, from_grid, resample
 from tessera.registry import part
-
-
-def resample(features: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Bilinear resampling of a raster: [B, h * w, D] on `grid` -> [B, h' * w', D] on `target`."""
-    image = features.unflatten(1, grid).permute(0, 3, 1, 2)
-    smaller = target[0] < grid[0] or target[1] < grid[1]
-    image = F.interpolate(image, size=target, mode="bilinear", antialias=smaller)
-    return image.flatten(2).transpose(1, 2)
 
 
 @part("channel_concat", socket="experts")
@@ -52,6 +43,5 @@ class ChannelConcat(nn.Module):
         for index, tokens in enumerate(sets):
             if tokens.grid is None:
                 raise UserError(f"experts 'channel_concat' needs full grids; the tokens of encoder {index} are not one.")
-            same = tokens.grid == self.grid
-            features.append(tokens.features if same else resample(tokens.features, tokens.grid, self.grid))
+            features.append(resample(tokens.features, tokens.grid, self.grid))
         return from_grid(torch.cat(features, dim=-1), self.grid, source=0 if len(sets) == 1 else -1)

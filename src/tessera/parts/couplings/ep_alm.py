@@ -1,0 +1,303 @@
+"""eP-ALM injects one visual token per layer into the last layers of a frozen language model.
+
+Source: Shukor, Dancette and Cord, "eP-ALM: Efficient Perceptual Augmentation of Language Models", 2023, arXiv:2303.11403. What
+the last k layers of a frozen encoder say of the whole image goes through one linear projection. From one layer of the
+language model on, a single visual token stands in the text; in front of every later layer it is replaced by the next, deeper
+level, so that the text grows by one token however many levels there are. Besides, a few soft prompt tokens are trained; all
+else is frozen.
+
+Deviations: the token stands at the image's place, with its position, where the released code puts it in front of the text
+without one; until its first layer nothing sees it, which is the same as its not being there. It sees only what stands before it:
+the released code lets it see the whole text, the answer included, and behind the last injection the text sees it.
+A level is the mean over the encoder's patches, normalised, where a class token would be. Every image brings its own prompt
+tokens. Several encoders' levels are concatenated, the deepest with the deepest.
+
+Shapes: B rows, T tokens, M images, k levels, D channels of all encoders, E of the language model, L its layers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from tessera.config import config
+from tessera.errors import UserError
+from tessera.lab.claim import Finding, claim
+from tessera.models.coupling import Coupling, Pass, decoder_layers, hidden_of, require, with_hidden
+from tessera.nn import initialise
+from tessera.nn.tokens import VisualTokens
+from tessera.registry import part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tessera.lab.lab import Lab
+    from tessera.recipes.recipe import Recipe
+
+
+@part("ep_alm", socket="couplings", catalog=119)
+class EPALM(Coupling):
+    """One linear projection, k levels, one visual token; sees the towers."""
+
+    sees = "towers"
+    masks = True
+
+    @config
+    class Config:
+        """levels k, from the encoder's last; the visual token is there from layer `start` on and injected in front of layers
+        start to end - 1 (None: the last 2/5 of the language model, but for its last layer); shared: one projection for all
+        levels; prompt: soft prompt tokens; prompt_mlp: they go through a small MLP."""
+
+        levels: int = 6
+        start: int | None = None
+        end: int | None = None
+        shared: bool = True
+        prompt: int = 1
+        prompt_mlp: bool = False
+
+        def validate_sizes(self) -> None:
+            if self.levels < 1 or self.prompt < 0:
+                raise ValueError(f"there is at least 1 level and no negative prompt, not {self.levels} and {self.prompt}.")
+
+    def __init__(
+        self,
+        config: Config,
+        width: int,
+        language_model: nn.Module | None = None,
+        encoders: Sequence[nn.Module] = (),
+        **context: Any,
+    ) -> None:
+        super().__init__(config, width, language_model, encoders, **context)
+        layers = decoder_layers(language_model, "ep_alm")
+        depths = [int(getattr(encoder, "level_count", 0)) for encoder in encoders]
+        if not depths or min(depths) < config.levels:
+            raise UserError(f"coupling 'ep_alm': {config.levels} levels are wanted, the encoders have {depths}.")
+        self.start = (3 * len(layers)) // 5 if config.start is None else config.start
+        self.end = max(len(layers) - 1, self.start + 1) if config.end is None else config.end
+        if not 0 <= self.start < self.end <= len(layers):
+            raise UserError(
+                f"coupling 'ep_alm' injects in front of layers start to end - 1, of {len(layers)}; start is {self.start}, "
+                f"end {self.end}."
+            )
+        if self.end - self.start < config.levels:
+            raise UserError(
+                f"coupling 'ep_alm': {config.levels} levels need as many layers; between start {self.start} and end {self.end} "
+                f"are {self.end - self.start}. Take fewer levels or an earlier start."
+            )
+        self.count = config.levels
+        widths: list[Any] = [encoder.width for encoder in encoders]
+        channels = sum(widths)
+        self.projection = nn.ModuleList(nn.Linear(channels, width) for _ in range(1 if config.shared else config.levels))
+        self.prompt = nn.Embedding(config.prompt, width) if config.prompt else None
+        mlp = config.prompt and config.prompt_mlp
+        self.prompt_mlp = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)) if mlp else None
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(self._inject, index), with_kwargs=True)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal 0.02 for layers, normal 0.02 for the prompt."""
+        initialise.tree(self)
+        if self.prompt is not None:
+            init.normal_(self.prompt.weight, std=0.02)
+
+    def level_at(self, layer: int) -> int | None:
+        """Which level is injected in front of a layer, 0 being the shallowest; None: the token stays as it is."""
+        if not self.start <= layer < self.end:
+            return None
+        return min((layer - self.start) // ((self.end - self.start) // self.count), self.count - 1)
+
+    def encode(self, pixel_values: Tensor, encoders: Sequence[nn.Module]) -> VisualTokens:
+        """[M, 3, S, S] -> what the last k layers say of the whole image, [M, k, D], from shallow to deep."""
+        found = []
+        for encoder in encoders:
+            pixels = pixel_values.to(next(encoder.parameters()).dtype)
+            size = int(encoder.image_size)  # type: ignore[arg-type]
+            if pixels.shape[-2:] != (size, size):
+                pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+            levels = encoder.levels(pixels)[-self.count :]  # type: ignore[operator]
+            found.append(torch.stack([level.mean(1) for level in levels], dim=1))
+        features = torch.cat([F.layer_norm(x, x.shape[-1:]) for x in found], dim=-1)
+        places = torch.full((*features.shape[:2], 2), 0.5, device=features.device)
+        return VisualTokens(features=features, positions=places, mask=torch.ones_like(places[..., 0], dtype=torch.bool))
+
+    def receive(self, features: Tensor) -> Tensor:
+        """[M, k, D] -> [M, k, E]."""
+        if len(self.projection) == 1:
+            return self.projection[0](features)
+        return torch.stack([project(features[:, i]) for i, project in enumerate(self.projection)], dim=1)
+
+    def placeholders(self, count: int) -> int:
+        """The prompt tokens, and one for all levels."""
+        return self.config.prompt + 1
+
+    def forward(self, embeddings: Tensor, placeholders: Tensor, features: Tensor) -> Tensor:
+        """Writes the prompt into the first placeholders [B, T] of every image. Raises `UserError` where their number is wrong."""
+        each = self.config.prompt + 1
+        require(placeholders, len(features), each)
+        if self.prompt is None:
+            return embeddings
+        prompt = self.prompt.weight if self.prompt_mlp is None else self.prompt_mlp(self.prompt.weight)
+        row = torch.cat([prompt, prompt.new_zeros(1, prompt.shape[1])]).to(embeddings.dtype)
+        return embeddings.masked_scatter(placeholders[..., None], row.repeat(len(features), 1))
+
+    def begin(self, now: Pass) -> None:
+        """Finds the visual tokens: the last placeholder of every image."""
+        each = self.config.prompt + 1
+        visual = now.placeholders & (now.placeholders.cumsum(1) % each == 0)
+        now.notes["visual"] = visual
+        known = torch.zeros_like(visual[:, :1]).expand(-1, now.cached) if now.memory is None else now.memory[:, : now.cached]
+        now.memory = torch.cat([known, visual], dim=1)
+
+    def _inject(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.now is None:
+            return None
+        if index < self.start:
+            return args, {**kwargs, "attention_mask": without(kwargs.get("attention_mask"), self.now.memory, self.now.cached)}
+        level = self.level_at(index)
+        if level is None or self.now.features is None:
+            return None
+        hidden = hidden_of(args, kwargs)
+        visual = self.now.notes["visual"][..., None]
+        return with_hidden(args, kwargs, hidden.masked_scatter(visual, self.now.features[:, level].to(hidden.dtype)))
+
+
+def without(mask: Tensor | None, hidden: Tensor, cached: int) -> Tensor:
+    """A mask [B, 1, T, K], boolean or additive, in which keys `hidden` [B, K] are seen by nobody but themselves."""
+    if mask is None or mask.ndim != 4:
+        raise UserError("coupling 'ep_alm' needs a language model whose layers take a 4-D attention_mask by name.")
+    queries, keys = mask.shape[-2:]
+    itself = torch.arange(cached, cached + queries, device=mask.device)[:, None] == torch.arange(keys, device=mask.device)
+    gone = hidden[:, None, None, :keys] & ~itself
+    return mask & ~gone if mask.dtype == torch.bool else mask.masked_fill(gone, torch.finfo(mask.dtype).min)
+
+
+TINY = {"kind": "ep_alm", "levels": 2, "start": 1, "end": 3, "prompt": 2}
+
+
+@claim("one token inserted at a layer, replaced at the next, and nothing else", kind="exact", paper="section 3.2, figure 3")
+def equals_insertion(lab: Lab) -> Finding:
+    """Logits against a loop over the layers in which the visual token does not exist until its first layer, where it is put into
+    the sequence; the same for one level; and what packing, batching and caching change."""
+    from tessera.lab.couplings import consistent, pictures, prefix, tiny
+
+    apart, lengths = [], []
+    for spec in (TINY, {**TINY, "levels": 1, "start": 2}):
+        model = tiny(spec)
+        ids = torch.tensor([[*prefix(model, 1), 6, 20, 21, 7]])
+        with torch.no_grad():
+            wanted, length = inserted(model, ids[0], pictures(1))
+            mine = model(ids, pictures(1)).logits[0]
+        lengths.append(length - 6)  # <bos>, <img> and four of text
+        apart.append(float((mine - wanted).abs().max()))
+    model = tiny(TINY)
+    with torch.no_grad():
+        changed = float((model(ids_of(model), pictures(1)).logits - model(ids_of(model), pictures(1, seed=2)).logits).abs().max())
+    together = consistent(tiny(TINY))
+    return Finding(
+        checks={
+            "logits within 1e-6, with two levels and with one": max(apart) <= 1e-6,
+            "the sequence is the text, its prompt and one token": set(lengths) == {3},
+            "another image changes the logits": changed > 1e-5,
+            "packing, batching and caching change nothing": max(together.values()) <= 1e-5,
+        },
+        measured={"two levels: logits differ by": apart[0], "one level: logits differ by": apart[1], **together},
+        control={"with another image by": changed},
+        shape="4 layers of width 32, float32, random weights",
+    )
+
+
+@claim("several levels see more than the last alone, at the same number of tokens", kind="effect", paper="section 4.3, table 4")
+def levels_help(lab: Lab) -> Finding:
+    """Six levels of the object expert in six layers of the frozen reference language model, against its last level in the same
+    six layers; both train the projection and one prompt token. Control: the pictures of other samples."""
+    from tessera.lab.couplings import accuracy, bridged
+    from tessera.lab.lab import mean, spread
+    from tessera.recipes.object_expert import ENCODER
+
+    def taught(levels: int) -> Recipe:
+        return bridged(
+            {"kind": "ep_alm", "levels": levels, "start": 2, "end": 8},
+            {"coupling": 1.0},
+            steps=120,
+            start={"encoders.0": "object-expert", "language_model": "nano"},
+            parts={"encoders": [dict(ENCODER)], "experts": None, "tokens": None, "connector": None},
+        )
+
+    trained = [lab.train(taught(6), seed=seed) for seed in lab.seeds]
+    several = [accuracy(lab, pair) for pair in trained]
+    other = [accuracy(lab, pair, others=True) for pair in trained]
+    single = [accuracy(lab, lab.train(taught(1), seed=seed)) for seed in lab.seeds]
+    return Finding(
+        checks={
+            "3 points above the last level alone": mean(several) - mean(single) >= 0.03,
+            "5 points above other pictures": mean(several) - mean(other) >= 0.05,
+        },
+        measured={"accuracy": mean(several)},
+        baseline={"accuracy of the last level": mean(single)},
+        control={"accuracy with other pictures": mean(other)},
+        seeds=lab.seeds,
+        spread={"accuracy": spread(several), "last level": spread(single), "other pictures": spread(other)},
+        shape="120 steps of 24 samples; 240 questions of 4 types about 1 to 3 things",
+        note="Where it fails: one linear layer is all that learns, for 120 steps, and a mean over patches says little of places.",
+    )
+
+
+@claim("more than 99 % of the parameters stay frozen, and the text grows by two tokens", kind="cost", paper="abstract, table 1")
+def nearly_all_frozen(lab: Lab) -> Finding:
+    """Parameters that train, and placeholders of an image, at the sizes of the reference model."""
+    from tessera.lab.couplings import nano_model
+    from tessera.models.configuration import TesseraConfig
+    from tessera.models.modeling import TesseraForConditionalGeneration
+    from tessera.recipes.object_expert import ENCODER
+
+    front = {"encoders": [dict(ENCODER)], "experts": None, "tokens": None, "connector": None}
+    model = nano_model({"kind": "ep_alm", "start": 2, "end": 8}, **front)
+    model["text_config"]["vocab_size"] = 1536
+    built = TesseraForConditionalGeneration(TesseraConfig(**model))
+    trained = sum(p.numel() for p in built.model.coupling.parameters())
+    share = trained / sum(p.numel() for p in built.parameters())
+    return Finding(
+        checks={"less than 1 % trains": share < 0.01, "prompt and one visual token": built.tokens_per_image == 2},
+        measured={"share that trains": share, "parameters that train": trained, "tokens per image": built.tokens_per_image},
+        baseline={"tokens per image of the reference model": 49},
+        shape="object expert 6 x 192, language model 8 x 224, 6 levels",
+    )
+
+
+def ids_of(model: Any) -> Tensor:
+    """A short prompt about one image."""
+    from tessera.lab.couplings import prefix
+
+    return torch.tensor([[*prefix(model, 1), 6, 20, 21, 7]])
+
+
+def inserted(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
+    """Logits [T, V] by a plain loop over the layers, and the sequence's length at the end; positions are those of `ids` [T]."""
+    coupling, language_model = model.model.coupling, model.model.language_model
+    base, now = language_model.base_model, coupling.now
+    assert now is None  # the hooks are silent: what follows is the language model alone
+    places = (ids == model.config.image_token_id).nonzero().flatten()
+    visual = int(places[-1])
+    hidden = base.embed_tokens(ids)
+    hidden[places[:-1]] = coupling.prompt.weight
+    features = coupling.receive(coupling.encode(pixels, list(model.model.encoders)).features)[0]
+    kept = torch.tensor([t for t in range(len(ids)) if t != visual])
+    state, positions = hidden[kept], kept
+    for index, layer in enumerate(base.layers):
+        if index == coupling.start:
+            state = torch.cat([state[:visual], features[:1], state[visual:]])
+            positions = torch.arange(len(ids))
+        level = coupling.level_at(index)
+        if level is not None:
+            state[visual] = features[level]
+        causal = torch.full((len(state), len(state)), torch.finfo(state.dtype).min).triu(1)[None, None]
+        rotary = base.rotary_emb(state[None], positions[None])
+        made = layer(state[None], attention_mask=causal, position_ids=positions[None], position_embeddings=rotary)
+        state = (made[0] if isinstance(made, tuple) else made).reshape(len(state), -1)
+    return language_model.lm_head(base.norm(state)), len(state)
