@@ -32,7 +32,7 @@ def quickstart() -> Recipe:
             stages=[
                 Stage(name="places", steps=250, train=dict(nano.TRAINED), schedule=Schedule(kind="constant", warmup=50)),
                 Stage(name="few", steps=250, train=dict(nano.TRAINED), schedule=Schedule(kind="constant", warmup=20)),
-                Stage(name="many", steps=300, train=dict(nano.TRAINED), schedule=Schedule(kind="cosine", warmup=20, final=0.02)),
+                Stage(name="many", steps=270, train=dict(nano.TRAINED), schedule=Schedule(kind="cosine", warmup=20, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

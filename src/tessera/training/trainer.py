@@ -27,6 +27,7 @@ from tessera.training.engine import autocast, is_sharded, loss_of, make_accelera
 from tessera.training.features import FeatureStore, cacheable, fingerprint
 from tessera.training.interrupt import Interrupt
 from tessera.training.log import Event, Outputs
+from tessera.training.memory import RETURN_EVERY, return_memory
 from tessera.training.objective import Subject, bare, numbers_of
 from tessera.training.optim import MuonAdamW, build_optimizer
 from tessera.training.plan import HARMLESS, TrainConfig, differences, multipliers, stage_of
@@ -269,6 +270,8 @@ class Trainer:
             norm = update(self._optimizer, self.accelerator.num_processes / weight, optim.clip)
         self._optimizer.zero_grad()
         self.step += 1
+        if self.step % RETURN_EVERY == 0:
+            return_memory()
         seconds = time.perf_counter() - begin
         self.state["seconds"] += seconds
         record: dict[str, Any] = dict(step=self.step, stage=stage.name, loss=loss, lr=optim.lr * factor, grad_norm=norm)
