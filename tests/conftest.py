@@ -56,6 +56,15 @@ def picture(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def _own_consoles() -> None:
+    """A console asks once how wide it is: not a test's business what an earlier one had set."""
+    from tessera.cli import common
+
+    common.out.cache_clear()
+    common.err.cache_clear()
+
+
 def _local_only(connect: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: socket.socket, address: Any) -> Any:
         if self.family != socket.AF_UNIX and address[0] not in LOCAL:

@@ -81,7 +81,8 @@ def test_starting_weights_come_from_the_named_models(tmp_path: Path) -> None:
     run(first, tmp_path / "first")
     second = tiny("quickstart")
     second.start = {"encoders.0": str(tmp_path / "first/model")}
-    second.training.stages[0].train = {"*": 1.0, "encoders.*": 0.0}
+    for stage in second.training.stages:
+        stage.train = {"*": 1.0, "encoders.*": 0.0}
     _, model, _ = run(second, tmp_path / "second")
     source, _ = reference.load(tmp_path / "first/model")
     for key, value in source.sockets()["encoders.0"].state_dict().items():
@@ -112,7 +113,7 @@ def test_recipes_from_a_file(tmp_path: Path) -> None:
         "def longer():\n    found = quickstart()\n    found.training.stages[0].steps = 7\n    return found\n"
         "def nothing():\n    return 3\n"
     )
-    assert recipe(f"{file}:longer").training.steps == 7
+    assert recipe(f"{file}:longer").training.stages[0].steps == 7
     with pytest.raises(UserError, match="longer"):
         recipe(f"{file}:longr")
     with pytest.raises(UserError, match="int"):
@@ -126,7 +127,7 @@ def test_set_reaches_existing_fields_only() -> None:
     set_path(found, "training.stages.0.steps=7")
     set_path(found, "model.text_config.num_hidden_layers=2")
     set_path(found, "worlds.0.width=96")
-    assert found.training.steps == 7 and found.worlds[0].width == 96
+    assert found.training.stages[0].steps == 7 and found.worlds[0].width == 96
     assert found.model["text_config"]["num_hidden_layers"] == 2
     for wrong, hint in (
         ("training.stepz=1", "steps|stages"),

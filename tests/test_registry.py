@@ -20,31 +20,31 @@ def _own_registrations() -> Iterator[None]:
     yield
     for key, part in list(registry._registered.items()):
         module = part.target.__module__
-        built_in = module.startswith("tessera.parts.") and not module.startswith("tessera.parts.probes")
+        built_in = module.startswith("tessera.parts.") and not module.startswith("tessera.parts.time_series")
         if key not in before and not built_in:
             del registry._registered[key]
 
 
 @pytest.fixture
 def wing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A `tessera.parts.probes` package in a temporary folder; other sockets are as they are."""
+    """A `tessera.parts.time_series` package in a temporary folder; other sockets are as they are."""
     import tessera.parts
 
-    folder = tmp_path / "probes"
+    folder = tmp_path / "time_series"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     monkeypatch.setattr(tessera.parts, "__path__", [*tessera.parts.__path__, str(tmp_path)])
-    for name in [n for n in sys.modules if n.startswith("tessera.parts.probes")]:
+    for name in [n for n in sys.modules if n.startswith("tessera.parts.time_series")]:
         monkeypatch.delitem(sys.modules, name)
     yield folder
-    for name in [n for n in sys.modules if n.startswith("tessera.parts.probes")]:
+    for name in [n for n in sys.modules if n.startswith("tessera.parts.time_series")]:
         del sys.modules[name]
 
 
 def write_part(folder: Path, name: str, registered: str | None = None) -> None:
     (folder / f"{name}.py").write_text(
         "from tessera.registry import part\n"
-        f"@part({registered or name!r}, socket='probes', catalog=7)\n"
+        f"@part({registered or name!r}, socket='time_series', catalog=7)\n"
         "def probe():\n    return 'probed'\n"
     )
 
@@ -75,7 +75,7 @@ def test_a_name_is_given_once() -> None:
 
     assert raised.value.exit_code == 1
     registry.part("mine", socket="other")(Mine)  # a reloaded module registers the same thing again
-    registry.part("mine", socket="probes")(Mine)  # another socket is another namespace
+    registry.part("mine", socket="time_series")(Mine)  # another socket is another namespace
 
 
 def test_a_wrong_socket_is_refused() -> None:
@@ -92,48 +92,49 @@ def test_built_in_parts_are_listed_without_being_imported(wing: Path) -> None:
     write_part(wing, "heads")
     (wing / "broken.py").write_text("raise RuntimeError('imported')")
     (wing / "_private.py").write_text("raise RuntimeError('imported')")
-    assert registry.names("probes") == ["broken", "heads"]
-    assert "tessera.parts.probes.heads" not in sys.modules
+    assert registry.names("time_series") == ["broken", "heads"]
+    assert "tessera.parts.time_series.heads" not in sys.modules
 
 
 def test_a_built_in_part_is_imported_when_it_is_asked_for(wing: Path) -> None:
     write_part(wing, "heads")
     write_part(wing, "neurons")
-    found = registry.get("probes", "heads")
+    found = registry.get("time_series", "heads")
     assert found.target() == "probed"
     assert found.catalog == 7
-    assert "tessera.parts.probes.neurons" not in sys.modules
-    with pytest.raises(UserError, match="unknown part of socket 'probes': 'head'. Did you mean 'heads'"):
-        registry.get("probes", "head")
+    assert "tessera.parts.time_series.neurons" not in sys.modules
+    with pytest.raises(UserError, match="unknown part of socket 'time_series': 'head'. Did you mean 'heads'"):
+        registry.get("time_series", "head")
 
 
 def test_a_part_of_another_socket_says_where_it_belongs(wing: Path) -> None:
     write_part(wing, "heads")
-    with pytest.raises(UserError, match="part 'heads' belongs to socket 'probes', not to 'tokens'"):
+    with pytest.raises(UserError, match="part 'heads' belongs to socket 'time_series', not to 'tokens'"):
         registry.get("tokens", "heads")
 
 
 def test_a_file_that_registers_another_name_is_our_fault(wing: Path) -> None:
     write_part(wing, "heads", registered="'tails'")
     with pytest.raises(TesseraError, match="registers no part of that name") as raised:
-        registry.get("probes", "heads")
+        registry.get("time_series", "heads")
     assert raised.value.exit_code == 1
 
 
 def test_parts_of_other_packages_come_through_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "foreign_parts.py").write_text(
-        "from tessera.registry import part\n@part('theirs', socket='probes')\ndef theirs(): ...\n"
+        "from tessera.registry import part\n@part('theirs', socket='time_series')\ndef theirs(): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "foreign_parts", raising=False)
     points = importlib.metadata.EntryPoints(
-        importlib.metadata.EntryPoint(name, "foreign_parts", "tessera.parts") for name in ("probes.theirs", "tokens.unrelated")
+        importlib.metadata.EntryPoint(name, "foreign_parts", "tessera.parts")
+        for name in ("time_series.theirs", "tokens.unrelated")
     )
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points.select(group=group))
-    assert "theirs" in registry.names("probes")
-    assert "unrelated" not in registry.names("probes")
+    assert "theirs" in registry.names("time_series")
+    assert "unrelated" not in registry.names("time_series")
     assert "foreign_parts" not in sys.modules
-    assert registry.get("probes", "theirs").target.__module__ == "foreign_parts"
+    assert registry.get("time_series", "theirs").target.__module__ == "foreign_parts"
 
 
 @pytest.mark.contract

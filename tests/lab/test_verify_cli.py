@@ -211,3 +211,9 @@ def test_jobs_runs_parts_in_processes_of_their_own(
     assert m3["part"] == "m3" and dead["part"] == "fopru"
     assert {c["verdict"] for c in dead["claims"]} == {"crashed"} and {c["kind"] for c in dead["claims"]} == {"exact"}
     assert "code -9: Killed" in dead["claims"][0]["note"]
+
+
+def test_a_part_without_evidence_is_named_and_no_mistake(wing: Wing, capsys: pytest.CaptureFixture[str]) -> None:
+    add(wing, "toy", EXACT)
+    assert run(["verify", "--check"]) == 0
+    assert "no evidence" in capsys.readouterr().out

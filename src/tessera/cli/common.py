@@ -30,12 +30,17 @@ T = TypeVar("T")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout.", show_default=False)]
 
 
+_PIPED = 160
+"""Columns of tables where there is no terminal that says how many it has."""
+
+
 @functools.cache
 def out() -> Console:
-    """The console for results (stdout). Lines are not wrapped when the output is piped."""
+    """The console for results (stdout). Lines are not wrapped when the output is piped, and tables have room there."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=piped, width=_PIPED if piped and "COLUMNS" not in os.environ else None)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="All parts that have claims.", show_default=False)] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Only parts whose evidence is stale, missing or crashed.")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Only exact claims; nothing is written.", show_default=False)] = False,
-    check: Annotated[bool, typer.Option("--check", help="Run nothing: is all evidence there and fresh?")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run nothing: is all evidence fresh?")] = False,
     sample: Annotated[str, typer.Option(help="Run a sample of effect claims anew, drawn by this key; compare.")] = "",
     budget: Annotated[float, typer.Option(help="Seconds that a sample may cost, by its evidence.", min=1)] = 300,
     jobs: Annotated[int, typer.Option(help="Parts verified at the same time, in processes of their own.", min=1)] = 1,
@@ -42,7 +42,7 @@ def verify(
 
     Every claim says what was measured, the baseline, the control that should fail, and a verdict that follows from the numbers.
     An interrupted run keeps the finished claims and goes on with the others. Exit code 1 if a claim crashed or an exact one does
-    not hold; with --check if evidence is missing or stale, with --sample if a verdict is not that of the evidence.
+    not hold; with --check if evidence is stale or damaged, with --sample if a verdict is not that of the evidence.
     """
     if not names and not everything and not stale and not check and not sample:
         raise UserError("name a part, for example `tessera verify fopru`, or give --all or --stale.")
@@ -202,7 +202,8 @@ def _died(part: Part, fast: bool, why: str) -> dict[str, Any]:
 
 
 def _check(chosen: Sequence[Part], broken: Sequence[str], as_json: bool) -> None:
-    """Says of every part whether its evidence is fresh. Exit code 1 if one's is not."""
+    """Says of every part whether its evidence is fresh. Exit code 1 if one's is stale or damaged; a part that has none yet is
+    named, but nothing that is claimed to be measured is wrong."""
     from tessera.lab import evidence
 
     rows: list[dict[str, Any]] = []
@@ -212,7 +213,7 @@ def _check(chosen: Sequence[Part], broken: Sequence[str], as_json: bool) -> None
         changed = [] if found is None else [n for n, value in found.hashes.items() if evidence.now(part, n) != value]
         rows.append({"part": part.name, "socket": part.socket, "status": status, "changed": changed})
     emit({"parts": rows, "broken": list(broken)}, as_json, lambda _: freshness(rows))
-    if broken or any(row["status"] != "fresh" for row in rows):
+    if broken or any(row["status"] == "stale" for row in rows):
         raise typer.Exit(1)
 
 

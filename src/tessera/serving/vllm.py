@@ -40,7 +40,7 @@ class TesseraBackbone(TesseraModel):
         self.post_init()  # anew: the plan of tensor parallelism names modules
 
     def get_image_features(self, pixel_values: Tensor, question: None = None, **_: Any) -> Tensor:  # type: ignore[override]
-        """See `TesseraModel.get_image_features`; whatever else the processor gives is not needed, and the question is not known."""
+        """See `TesseraModel.get_image_features`; the question is not known, and what else the processor gives is not needed."""
         return super().get_image_features(pixel_values)
 
 

@@ -296,10 +296,10 @@ def finds_quickly(lab: Lab) -> Finding:
     agent, worst, missed = ZoomEye(ZoomEye.Config(patience=99)), 0.0, 0
     for seed in range(200):
         rng = random.Random(seed)
-        width, height = rng.randrange(500, 1200), rng.randrange(500, 1200)
+        width, height = rng.randrange(1800, 3000), rng.randrange(1800, 3000)
         x, y = rng.randrange(width), rng.randrange(height)
 
-        def oracle(node: Node, kind: Kind, about: str, x: int = x, y: int = y, area: float = width * height / 64) -> float:
+        def oracle(node: Node, kind: Kind, about: str, x: int = x, y: int = y, area: float = width * height / 256) -> float:
             left, top, wide, high = node.region
             inside = left <= x < left + wide and top <= y < top + high
             return 1.0 if inside and (kind != "answering" or wide * high <= area) else -1.0
@@ -311,7 +311,7 @@ def finds_quickly(lab: Lab) -> Finding:
     return Finding(
         checks={"found in all 200": missed == 0, "within 1 + 4 x depth visits": worst <= 1},
         measured={"most visits as a share of 1 + 4 x depth": worst},
-        shape="pictures of 500 to 1200 pixels a side, leaves below 112",
+        shape="pictures of 1800 to 3000 pixels a side, whose trees, with leaves below 112, are five levels deep",
     )
 
 

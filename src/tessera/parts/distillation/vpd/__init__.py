@@ -276,7 +276,7 @@ def distilled_model_reasons(lab: Lab) -> Finding:
     from tessera.lab.lab import mean, spread
 
     def accuracy(seed: int, **options: Any) -> dict[str, float]:
-        model, processor = learned(lab, objective={"kind": "vpd", **options}, seed=seed, steps=60)
+        model, processor = learned(lab, objective={"kind": "vpd", **options}, seed=seed, steps=60, rate=1e-3)
         found = {"accuracy": lab.evaluate(model, processor, types=REASONING, n=350, seed=seed, world=_SCENES).accuracy}
         return found | ({} if options else {"rationales agree": _agree(lab, model, processor, seed)})
 
