@@ -213,8 +213,15 @@ def _check(chosen: Sequence[Part], broken: Sequence[str], as_json: bool) -> None
         changed = [] if found is None else [n for n, value in found.hashes.items() if evidence.now(part, n) != value]
         rows.append({"part": part.name, "socket": part.socket, "status": status, "changed": changed})
     emit({"parts": rows, "broken": list(broken)}, as_json, lambda _: freshness(rows))
-    if broken or any(row["status"] == "stale" for row in rows):
+    damaged = [part for part, row in zip(chosen, rows, strict=True) if row["status"] == "no evidence" and _is_there(part)]
+    if broken or damaged or any(row["status"] == "stale" for row in rows):
         raise typer.Exit(1)
+
+
+def _is_there(part: Part) -> bool:
+    from tessera.lab import evidence
+
+    return evidence.path_of(part).is_file()
 
 
 def _sample(chosen: Sequence[Part], key: str, budget: float, as_json: bool) -> None:
