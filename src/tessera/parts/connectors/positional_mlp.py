@@ -4,7 +4,8 @@ Sources: Liu et al., "Improved Baselines with Visual Instruction Tuning (LLaVA-1
 Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions", 2020, arXiv:2006.10739 (the places).
 
 Deviations: both are ours to combine. The place is added after the perceptron, so that a token's two coordinates are linear in
-what the language model reads; a small model then need not derive them from the order of the tokens.
+what the language model reads; a small model then need not derive them from the order of the tokens. Both are normalised and
+weighed by learned gains that start equal, since features of experts are many times larger than places and would drown them.
 
 Shapes: [B, N, D] -> [B, N, E].
 """
@@ -25,7 +26,7 @@ GAIN = 1.0
 
 @part("positional_mlp", socket="connectors")
 class PositionalMLP(nn.Module):
-    """norm, linear, GELU, linear; plus a linear map of the place's Fourier features."""
+    """norm, linear, GELU, linear, normalised; plus a normalised linear map of the place's Fourier features."""
 
     @config
     class Config:
