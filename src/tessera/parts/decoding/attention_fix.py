@@ -276,7 +276,7 @@ def fewer_hallucinations(lab: Lab) -> Finding:
         spread={"CHAIR": spread(chair["measured"]), "baseline CHAIR": spread(chair["baseline"])},
         seeds=lab.seeds,
         shape="80 scenes of 4 to 9 things a seed",
-        note="the reference model names what is not there when it mistakes things for others, not when it stops looking.",
+        note="the reference model names few things that are not there, and those because it mistakes one thing for another.",
     )
 
 
