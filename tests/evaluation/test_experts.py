@@ -21,6 +21,7 @@ from tessera.models.processing import TesseraDualProcessor
 from tessera.models.vision import TesseraVisionModel
 from tessera.training.dense import DenseData, character_labels, object_labels
 from tessera.world import World, WorldConfig
+from tessera.world.vocabulary import looks
 
 WORLD = WorldConfig(split="test", width=SIZE, height=SIZE)
 
@@ -46,7 +47,7 @@ class AllKnowing(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> Any:
         labels = self.known[pixel_values.numpy().tobytes()]
-        return SimpleNamespace(logits=nn.functional.one_hot(labels, int(self.config.num_labels)))
+        return SimpleNamespace(logits=nn.functional.one_hot(labels, int(self.config.num_labels)), attributes=None)
 
 
 def test_an_expert_that_knows_every_patch_is_always_right() -> None:
@@ -76,6 +77,15 @@ def test_a_random_expert_is_about_as_good_as_a_guess(labels: Any, measured: set[
         assert found.low <= found.accuracy <= found.high
         assert found.accuracy < 0.5
         assert found.chance == pytest.approx(1 / len(labels()))
+
+
+def test_attributes_are_measured_besides() -> None:
+    config = TesseraVisionConfig(
+        encoder={**ENCODER, "patch_size": 16}, id2label=dict(enumerate(object_labels())), attributes=looks()
+    )
+    found = evaluate_expert(TesseraVisionModel(config).eval(), None, EvaluationConfig(world=WORLD, n=8)).measures
+    assert list(found) == ["things", "style", "tint"]
+    assert 0 < found["tint"].n <= found["things"].n and found["tint"].chance == pytest.approx(1 / 7)
 
 
 def test_an_expert_of_other_classes_is_refused() -> None:

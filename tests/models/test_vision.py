@@ -11,7 +11,7 @@ import torch
 
 from tessera.errors import UserError
 from tessera.models.configuration import TesseraVisionConfig
-from tessera.models.vision import TesseraVisionModel
+from tessera.models.vision import ATTRIBUTE_SHARE, TesseraVisionModel
 
 
 @pytest.fixture
@@ -35,6 +35,32 @@ def test_dense_labels(expert: TesseraVisionModel) -> None:
     keep = labels.flatten() != -100
     torch.testing.assert_close(weighted, (each * weights.flatten())[keep].sum() / weights.flatten()[keep].sum())
     torch.testing.assert_close(weighted, expert(pixels, labels, weights).loss_sum / weights.flatten()[keep].sum())
+
+
+def test_attributes_add_to_the_loss_and_keep_their_names_order(encoder: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = TesseraVisionConfig(
+        encoder=encoder(), num_labels=3, attributes={"tint": ["none", "red", "blue"], "style": ["a", "b"]}
+    )
+    assert list(config.attributes) == ["style", "tint"], "the order in which configurations are saved"
+    model = TesseraVisionModel(config).eval()
+    pixels, labels = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 16))
+    told = torch.stack([torch.randint(0, 2, (2, 16)), torch.randint(0, 3, (2, 16))], -1)
+    told[:, 9:] = -100
+    out = model(pixels, labels, attribute_labels=told)
+    assert [a.shape for a in out.attributes] == [(2, 16, 2), (2, 16, 3)]
+    of_attributes = sum(
+        torch.nn.functional.cross_entropy(a[:, :9].flatten(0, 1), told[:, :9, i].flatten(), reduction="sum")
+        for i, a in enumerate(out.attributes)
+    )
+    torch.testing.assert_close(out.loss, model(pixels, labels).loss + ATTRIBUTE_SHARE * of_attributes / 32)
+    model.save_pretrained(tmp_path)
+    again = TesseraVisionModel.from_pretrained(tmp_path).eval()(pixels)
+    assert all(torch.equal(a, b) for a, b in zip(out.attributes, again.attributes, strict=True))
+    with pytest.raises(UserError, match="1 attributes were given, but this model has 2"):
+        model(pixels, labels, attribute_labels=told[..., :1])
+    with pytest.raises(UserError, match=r"attributes\['tint'\] must be two or more names"):
+        TesseraVisionConfig(encoder=encoder(), attributes={"tint": "red"})
 
 
 def test_without_head(encoder: Callable[..., dict[str, Any]]) -> None:

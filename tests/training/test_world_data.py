@@ -20,8 +20,9 @@ from tessera.training.world_questions import WorldQuestions
 from tessera.world import World
 from tessera.world import concepts as table
 from tessera.world.lists import LIST_PROMPTS, lists
+from tessera.world.scene import STYLES
 from tessera.world.text import ALPHABET
-from tessera.world.vocabulary import CAPTION_PROMPTS, words
+from tessera.world.vocabulary import CAPTION_PROMPTS, looks, words
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,28 @@ def test_object_labels_say_what_is_visible_in_most_of_a_patch() -> None:
             share = mask.reshape(14, 8, 14, 8).mean((1, 3))
             mine = torch.from_numpy(share >= 0.5)
             assert (labels[mine] == names.index(table.concepts()[thing.concept].name)).all()
+
+
+def test_attributes_are_told_where_a_thing_is() -> None:
+    world = World(kinds={"scene": 0.6, "text": 0.4})
+    batch = DenseData([world], "objects", 8, ["style", "tint"]).collate(range(12))
+    assert batch["attribute_labels"].shape == (12, 196, 2)
+    values, names = looks(), object_labels()
+    tinted = 0
+    for index in range(12):
+        told = batch["attribute_labels"][index].tolist()
+        things = {
+            (names.index(t.name), STYLES.index(t.style), values["tint"].index(t.tint or "none")) for t in world[index].truth(0)
+        }
+        for label, (style, tint) in zip(batch["labels"][index].tolist(), told, strict=True):
+            if label in (IGNORED, names.index("background"), names.index("text")):
+                assert style == tint == IGNORED
+            else:
+                assert (label, style, tint) in things
+                tinted += tint > 0
+    assert tinted > 20
+    with pytest.raises(UserError, match="'tnt'.*tint"):
+        DenseData([world], "objects", 8, ["tnt"])
 
 
 def test_background_counts_less() -> None:

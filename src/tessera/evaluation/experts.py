@@ -184,13 +184,7 @@ def _measure(about: str, right: int, n: int, chance: float) -> Measure:
 
 
 def _patches(model: Any, config: EvaluationConfig, tell: Progress) -> dict[str, Measure]:
-    from tessera.training.dense import (
-        BACKGROUND,
-        DenseData,
-        character_labels,
-        object_labels,
-        patch_accuracy,
-    )
+    from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels
 
     named = model.config.id2label if model.head is not None else {}
     labels = [named[i] for i in sorted(named)]
@@ -208,41 +202,41 @@ def _patches(model: Any, config: EvaluationConfig, tell: Progress) -> dict[str, 
     if config.world.pool != "base":
         raise UserError(f"experts know the base concepts only, so pool {config.world.pool!r} does not apply.")
     patch = int(model.encoder.image_size) // model.grid[0]
+    attributes = model.config.attributes if kind == "objects" else {}
     images = max(1, config.n // len(worlds))
     measures: dict[str, Measure] = {}
     for place, (name, kinds) in enumerate(worlds.items()):
-        data = DenseData([World(_sized(config.world, kinds, int(model.encoder.image_size)))], kind, patch)
-        shares, counts = [], []
+        data = DenseData([World(_sized(config.world, kinds, int(model.encoder.image_size)))], kind, patch, list(attributes))
+        told: list[list[tuple[int, int]]] = [[] for _ in range(1 + len(attributes))]
         for i in range(images):
             batch = data.collate([config.seed * 1_000_000 + i])
-            labelled = batch["labels"]
-            count = int(((labelled != -100) & (labelled != quiet)).sum())
-            if count:
-                counts.append(count)
-                shares.append(patch_accuracy(model, [batch], quiet))
+            output = model(pixel_values=batch["pixel_values"])
+            told[0].append(_right(output.logits, batch["labels"], quiet))
+            for a, logits in enumerate(output.attributes or ()):
+                told[1 + a].append(_right(logits, batch["attribute_labels"][..., a]))
             tell(place * images + i + 1, images * len(worlds))
-        sure = _clustered(shares, counts)
-        measures[name] = Measure(
-            about=f"the class of a patch that holds {name}, intervals over images",
-            n=sum(counts),
-            accuracy=sure.value,
-            low=sure.low,
-            high=sure.high,
-            chance=1 / len(labels),
-        )
+        about = [f"the class of a patch that holds {name}"] + [f"the {a} of the thing that a patch shows" for a in attributes]
+        chances = [1 / len(labels), *(1 / len(values) for values in attributes.values())]
+        for key, what, chance, found in zip([name, *attributes], about, chances, told, strict=True):
+            measures[key] = _clustered(f"{what}, intervals over images", found, chance)
     return measures
+
+
+def _right(logits: Any, labels: Any, quiet: int = -100) -> tuple[int, int]:
+    """How many labelled patches, those of class `quiet` left out, are told right, and of how many."""
+    counted = (labels != -100) & (labels != quiet)
+    return int((logits.argmax(-1)[counted] == labels[counted]).sum()), int(counted.sum())
 
 
 def _sized(world: WorldConfig, kinds: dict[str, float], side: int) -> WorldConfig:
     return replace(world, kinds=kinds, width=side, height=side)
 
 
-def _clustered(shares: Sequence[float], counts: Sequence[int]) -> Interval:
+def _clustered(about: str, found: Sequence[tuple[int, int]], chance: float) -> Measure:
     """The share over all patches; whole images are drawn anew for the interval, as their patches are alike."""
-    if not counts:
-        return Interval(0.0, 0.0, 1.0)
-    right = [[1] * round(s * n) + [0] * (n - round(s * n)) for s, n in zip(shares, counts, strict=True)]
-    found = paired_bootstrap(right, [[0] * n for n in counts])
-    if math.isclose(found.low, found.high):  # a single image, or all alike: no spread to draw from
-        return wilson(round(found.value * sum(counts)), sum(counts))
-    return found
+    counts = [n for _, n in found if n]
+    right = [[1] * r + [0] * (n - r) for r, n in found if n]
+    sure = paired_bootstrap(right, [[0] * n for n in counts]) if counts else Interval(0.0, 0.0, 1.0)
+    if counts and math.isclose(sure.low, sure.high):  # a single image, or all alike: no spread to draw from
+        sure = wilson(round(sure.value * sum(counts)), sum(counts))
+    return Measure(about=about, n=sum(counts), accuracy=sure.value, low=sure.low, high=sure.high, chance=chance)

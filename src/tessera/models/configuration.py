@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, ClassVar
 
 import transformers
@@ -123,16 +124,25 @@ class TesseraVisionConfig(StrictConfig):
 
     encoder            a part of socket `encoders`: {"kind": "conv_vit", ...}
     num_labels         classes of the per-patch head, 0 for none (id2label names them)
+    attributes         what else is told of every patch, beside its class: {"tint": ["none", "red", ...], ...}; by name in
+                       alphabetical order, as configurations are saved
     initializer_range  standard deviation for layers that no part initialises
     """
 
     model_type: ClassVar[str] = "tessera_vision"
 
     encoder: dict[str, Any] | None = None
+    attributes: dict[str, list[str]] = field(default_factory=dict)
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._expect("initializer_range", (float, int), "a number")
+        self._expect("attributes", dict, "a dictionary of lists of names")
+        given: dict[str, Any] = dict(sorted(self.attributes.items()))
+        self.attributes = given
+        for name, values in given.items():
+            if not isinstance(values, (list, tuple)) or len(values) < 2 or not all(isinstance(v, str) for v in values):
+                raise UserError(f"{type(self).__name__}.attributes[{name!r}] must be two or more names, not {values!r}.")
         spec = {"kind": "conv_vit"} if self.encoder is None else self.encoder
         self.encoder = part_specs.normalise_one("encoders", spec, "encoder")
         if self.id2label is None and kwargs.get("num_labels") is None:

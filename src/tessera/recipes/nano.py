@@ -45,8 +45,11 @@ WEIGHTS = {
     "number": 2.0,
     "category": 2.0,
     "count": 2.0,
+    "attribute": 2.0,
+    "reading": 2.0,
+    "distance": 2.0,
+    "chart": 1.5,
     "position": 1.5,
-    "distance": 1.5,
     "size": 1.5,
 }
 
@@ -79,8 +82,8 @@ def nano() -> Recipe:
         questions=Questions(
             text_tokens=144,
             captions=(0.10, 0.05, 0.03),
-            lists=0.4,
-            several=(0.12, 0.08),
+            lists=0.5,
+            several=(0.14, 0.09),
             naming=0.3,
             weights=dict(WEIGHTS),
         ),
@@ -88,7 +91,7 @@ def nano() -> Recipe:
             stages=[
                 Stage(name="places", steps=500, train=dict(TRAINED), schedule=steady),
                 Stage(name="few", steps=800, train=dict(TRAINED), schedule=steady),
-                Stage(name="many", steps=3600, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
+                Stage(name="many", steps=6200, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

@@ -1,22 +1,27 @@
-"""The object expert by itself: which everyday thing owns each patch."""
+"""The object expert by itself: which everyday thing owns each patch, and how that thing looks."""
 
 from __future__ import annotations
 
 from tessera.recipes.recipe import Recipe
 from tessera.training.plan import OptimConfig, Stage, TrainConfig
 from tessera.world import WorldConfig
+from tessera.world.vocabulary import looks
 
 ENCODER = {"kind": "conv_vit", "image_size": 112, "patch_size": 8, "width": 192, "depth": 6, "heads": 3}
 
 
 def object_expert() -> Recipe:
-    """Dense labels first: they teach a small tower in minutes what captions would take hours to. Crowded scenes teach most."""
+    """Dense labels first: they teach a small tower in minutes what captions would take hours to. Crowded scenes teach most.
+
+    Tint and style are told apart besides: an expert of names alone learns to look past them, and nothing behind it could then
+    tell a red cup from a blue one.
+    """
     scenes = {"scene": 1.0}
     return Recipe(
         name="object_expert",
-        about="Vision tower that knows what stands at every patch: 361 base concepts, background, text.",
+        about="Vision tower that knows what stands at every patch: 361 base concepts, background, text; its tint and style.",
         task="objects",
-        model={"encoder": dict(ENCODER)},
+        model={"encoder": dict(ENCODER), "attributes": looks()},
         worlds=[
             WorldConfig(kinds=scenes, things=(7, 12)),
             WorldConfig(kinds=scenes, things=(6, 12)),

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessera.errors import unknown
 from tessera.world import World
 from tessera.world.concepts import concepts, pool
 from tessera.world.render import NOTHING, PANEL, SIGN, Drawing
+from tessera.world.scene import STYLES, Thing
 from tessera.world.text import ALPHABET
+from tessera.world.vocabulary import looks
 
 IGNORED = -100
 BACKGROUND, TEXT = "background", "text"
@@ -35,38 +38,63 @@ class DenseData:
 
     `kind` is "objects" (class of the thing that owns most of a patch; patches at edges are ignored) or "characters" (the
     character over a patch's centre; patches between characters are ignored). `worlds` take turns sample by sample.
+    `attributes` names those of `looks` that "objects" also come with, as "attribute_labels" [B, N, A].
     """
 
-    def __init__(self, worlds: Sequence[World], kind: str, patch: int) -> None:
-        self.worlds, self.kind, self.patch = list(worlds), kind, patch
+    def __init__(self, worlds: Sequence[World], kind: str, patch: int, attributes: Sequence[str] = ()) -> None:
+        self.worlds, self.kind, self.patch, self.attributes = list(worlds), kind, patch, list(attributes)
+        for name in self.attributes:
+            if name not in looks():
+                raise unknown("attribute of things:", name, looks())
         self._class = {concept: i for i, concept in enumerate(pool("base"))}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The samples of `indices` as one batch."""
-        pixels, labels = [], []
+        pixels, labels, told = [], [], []
         for index in indices:
             sample = self.worlds[index % len(self.worlds)][index]
             drawing = sample.drawings(owner=self.kind == "objects")[0]
             pixels.append(np.asarray(drawing.image))
             if self.kind == "objects":
-                labels.append(self._objects(drawing, [t.concept for t in sample.frames[0].things]))
+                things = sample.frames[0].things
+                owners = self._owners(drawing, len(things))
+                labels.append(self._objects(owners, [t.concept for t in things]))
+                told.append(self._told(owners, things))
             else:
                 labels.append(self.characters(drawing))
         target = torch.from_numpy(np.stack(labels))
         quiet = len(self._class) if self.kind == "objects" else 0
         weights = torch.where(target == quiet, 0.15, 1.0)
-        return {"pixel_values": to_pixels(pixels), "labels": target, "loss_weights": weights}
+        batch = {"pixel_values": to_pixels(pixels), "labels": target, "loss_weights": weights}
+        if self.attributes:
+            batch["attribute_labels"] = torch.from_numpy(np.stack(told))
+        return batch
 
-    def _objects(self, drawing: Drawing, kinds: Sequence[int]) -> np.ndarray:
+    def _owners(self, drawing: Drawing, things: int) -> np.ndarray:
+        """What each patch is of, int64 [N]: the index of a thing, `NOTHING`, `SIGN` or `PANEL`; `IGNORED` at edges."""
         owner = np.asarray(drawing.owner)
         p, (h, w) = self.patch, owner.shape
         cells = owner.reshape(h // p, p, w // p, p).transpose(0, 2, 1, 3).reshape(-1, p * p)
+        owners = np.full(len(cells), IGNORED, np.int64)
+        for value, share in [*((i, 0.5) for i in range(things)), (NOTHING, 0.95), (SIGN, 0.5), (PANEL, 0.5)]:
+            owners[(cells == value).mean(1) >= share] = value
+        return owners
+
+    def _objects(self, owners: np.ndarray, kinds: Sequence[int]) -> np.ndarray:
         background = len(self._class)
-        labels = np.full(len(cells), IGNORED, np.int64)
-        classes = [*((i, self._class[k], 0.5) for i, k in enumerate(kinds)), (NOTHING, background, 0.95)]
-        classes += [(SIGN, background + 1, 0.5), (PANEL, background + 1, 0.5)]
-        for value, label, share in classes:
-            labels[(cells == value).mean(1) >= share] = label
+        labels = np.full(len(owners), IGNORED, np.int64)
+        classes = {i: self._class[k] for i, k in enumerate(kinds)}
+        for value, label in {**classes, NOTHING: background, SIGN: background + 1, PANEL: background + 1}.items():
+            labels[owners == value] = label
+        return labels
+
+    def _told(self, owners: np.ndarray, things: Sequence[Thing]) -> np.ndarray:
+        """The attributes' labels, int64 [N, A]; `IGNORED` where there is no thing."""
+        labels = np.full((len(owners), len(self.attributes)), IGNORED, np.int64)
+        values = looks()
+        for i, thing in enumerate(things):
+            said = {"tint": thing.tint or "none", "style": STYLES[thing.style]}
+            labels[owners == i] = [values[name].index(said[name]) for name in self.attributes]
         return labels
 
     def characters(self, drawing: Drawing) -> np.ndarray:

@@ -15,8 +15,9 @@ class Questions:
     all); most: most questions about a sample (0: nothing but captions and lists); weights: how much more (or less) often than
     others a type is asked; captions: chances that a sample of one image is also described (short, dense, child), `described`
     that one of several images is; lists: chance that everything in a single image is listed (`tessera.world.lists`), and forms:
-    the weights of the lists' forms (none given: each as often); several: shares of batches with pairs and with clips; naming:
-    weight of the loss of `tessera.training.naming`, by which every visual token is followed by the name of what it shows.
+    the weights of the lists' forms (none given: each as often; those that a sample does not have are passed over); several:
+    shares of batches with pairs and with clips; naming: weight of the loss of `tessera.training.naming`, by which every visual
+    token is followed by the name of what it shows.
     """
 
     text_tokens: int = 128

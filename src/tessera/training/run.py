@@ -132,7 +132,7 @@ def training_data(recipe: Recipe, model: Any, processor: Any, objective: Objecti
             return Batches(questions.collate, recipe.training)
         if recipe.task == "captions":
             return Batches(CaptionData(worlds, processor).collate, recipe.training)
-        return Batches(DenseData(worlds, recipe.task, _patch(model)).collate, recipe.training)
+        return Batches(DenseData(worlds, recipe.task, _patch(model), list(model.config.attributes)).collate, recipe.training)
 
     if not recipe.lessons:
         return batches(None)

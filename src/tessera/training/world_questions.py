@@ -100,8 +100,11 @@ class WorldQuestions:
             kind = rng.weighted(list(CAPTION_PROMPTS), self.options.captions)
             texts.insert(rng.below(3), (CAPTION_PROMPTS[kind], described[kind]))
         if len(sample.frames) == 1 and self.options.lists and rng.chance(self.options.lists):
-            kind = rng.weighted(list(self._forms), list(self._forms.values()))
-            texts.insert(rng.below(2), (LIST_PROMPTS[kind], lists(sample)[kind]))
+            listed = lists(sample)
+            forms = {form: weight for form, weight in self._forms.items() if form in listed}
+            if forms:
+                form = rng.weighted(list(forms), list(forms.values()))
+                texts.insert(rng.below(2), (LIST_PROMPTS[form], listed[form]))
         asked = self._ids([f"<user>{q}<assistant>" for q, _ in texts])
         answered = self._ids([f"{a}<eos>" for _, a in texts])
         return [(q, a, None) for q, a in zip(asked, answered, strict=True)]

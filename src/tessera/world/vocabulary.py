@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tessera.world.backgrounds import COLOURS
+from tessera.world.backgrounds import COLOURS, TINTS
 from tessera.world.concepts import concepts, pool
 from tessera.world.lists import LIST_PROMPTS
 from tessera.world.questions import template_words
@@ -14,6 +14,11 @@ CAPTION_PROMPTS = {
     "dense": "Describe the picture in detail.",
     "child": "Describe the picture for a child.",
 }
+
+
+def looks() -> dict[str, list[str]]:
+    """What can be told of a thing beside its name: its tint ("none": its own colours) and its style."""
+    return {"tint": ["none", *TINTS], "style": list(STYLES)}
 
 
 def words() -> list[str]:

@@ -46,23 +46,22 @@ def merged(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
     The `r = min(count, N // 2)` even tokens that resemble an odd one most are averaged into it (with all others that
     choose the same); of equal ones the earlier. The rest keeps its order.
     """
-    groups, length, width = tokens.shape
+    groups, length, _ = tokens.shape
     gone = min(count, length // 2)
     if gone < 1:
         return tokens, torch.arange(length, device=tokens.device).expand(groups, length)
-    even, odd = tokens[:, ::2], tokens[:, 1::2]
     with torch.no_grad():
         unit = F.normalize(tokens.float(), dim=-1)
         best, target = (unit[:, ::2] @ unit[:, 1::2].mT).max(-1)
         source = best.argsort(dim=1, descending=True, stable=True)[:, :gone]
-        target = target.gather(1, source)
         keep = torch.ones(groups, length, dtype=torch.bool, device=tokens.device).scatter(1, 2 * source, False)
         places = keep.byte().argsort(dim=1, descending=True, stable=True)[:, : length - gone]
-    moved = even.gather(1, source[..., None].expand(groups, gone, width))
-    means = odd.scatter_reduce(1, target[..., None].expand(groups, gone, width), moved, "mean", include_self=True)
+        # The means as one product with a 0/1 matrix [G, odd, even]: a scatter runs on one core, and all wait for it.
+        joins = tokens.new_zeros(groups, length // 2, target.shape[1])
+        joins.scatter_(1, target[:, None], (~keep[:, None, ::2]).to(tokens.dtype))
     full = tokens.clone()
-    full[:, 1::2] = means
-    return full.gather(1, places[..., None].expand(groups, length - gone, width)), places
+    full[:, 1::2] = (tokens[:, 1::2] + joins @ tokens[:, ::2]) / (1 + joins.sum(-1, keepdim=True))
+    return full[torch.arange(groups, device=tokens.device)[:, None], places], places
 
 
 def merged_to(tokens: Tensor, goal: int) -> tuple[Tensor, Tensor]:
