@@ -109,7 +109,7 @@ def test_every_image_of_a_row_is_asked_its_row(mova: TesseraForConditionalGenera
 
 
 def test_question_by_question_is_how_it_is_asked(mova: TesseraForConditionalGeneration, processor: TesseraProcessor) -> None:
-    with pytest.raises(UserError, match="experts read the question"):
+    with pytest.raises(UserError, match="read the question to see the image"):
         Generator(mova, processor)
     answers = generator(mova, processor)
     assert isinstance(answers, HostGenerator)

@@ -15,30 +15,18 @@ from torch import nn
 from tessera import registry
 from tessera.config import build, field_types
 from tessera.errors import UserError
+from tessera.lab.claim import part_module
 from tessera.models.parts import buildable, normalise
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
 SOCKETS = ("encoders", "experts", "tokens", "connectors", "couplings")
 PARTS = [(socket, name) for socket in SOCKETS for name in buildable(socket)]
-# Settings that a part cannot do without.
-NEEDED: dict[str, dict[str, Any]] = {
-    "conv_vit": {"image_size": 32, "width": 24, "heads": 2, "depth": 1},
-    "transformers_vision": {
-        "tower": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": 24,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        }
-    },
-    "qformer": {"queries": 4, "width": 16, "depth": 2, "heads": 2},
-    "ep_alm": {"levels": 2, "start": 1, "end": 3},
-    "eve": {"image_size": 32, "patch_size": 4, "width": 16, "heads": 2},
-    "flamingo": {"latents": 4, "depth": 1, "heads": 2, "head_width": 8},
-}
+
+
+def tiny_options(socket: str, name: str) -> dict[str, Any]:
+    """The options with which the part's own file has it built for tests."""
+    options: dict[str, Any] = getattr(part_module(registry.get(socket, name)), "TINY", {})
+    return {key: value for key, value in options.items() if key != "kind"}
 
 
 def created(socket: str, name: str) -> Any:
@@ -49,14 +37,14 @@ def created(socket: str, name: str) -> Any:
         "tokens": {"width": 8, "grid": (4, 4)},
         "connectors": {"width": 8, "out_width": 12},
     }
-    return target(build(target.Config, NEEDED.get(name, {})), **context[socket])
+    return target(build(target.Config, tiny_options(socket, name)), **context[socket])
 
 
 @pytest.mark.contract
 @pytest.mark.parametrize(("socket", "name"), PARTS)
 def test_configs_refuse_unknown_keys_and_wrong_types(socket: str, name: str) -> None:
     config = registry.get(socket, name).target.Config
-    plain = NEEDED.get(name, {})
+    plain = tiny_options(socket, name)
     with pytest.raises(UserError, match="no_such_key"):
         build(config, {**plain, "no_such_key": 1})
     for field, kind in field_types(config).items():
@@ -96,7 +84,7 @@ def test_shapes_and_gradients(socket: str, name: str) -> None:
         assert result.positions.shape == (2, result.count, 2)
         assert result.mask.shape == (2, result.count)
         if socket in ("tokens", "connectors"):
-            config, rule = build(type(part).Config, NEEDED.get(name, {})), getattr(type(part), "token_count", None)
+            config, rule = build(type(part).Config, tiny_options(socket, name)), getattr(type(part), "token_count", None)
             assert result.count == (16 if rule is None else rule(config, 16)), "the token-count rule is wrong"
         if socket == "tokens":
             assert part.grid is None or part.grid[0] * part.grid[1] == result.count
@@ -113,7 +101,7 @@ def test_shapes_and_gradients(socket: str, name: str) -> None:
 def test_couplings_in_a_whole_model(name: str) -> None:
     from tessera.lab.couplings import pictures, prefix, tiny
 
-    model = tiny({"kind": name, **NEEDED.get(name, {})}).train()
+    model = tiny({"kind": name, **tiny_options("couplings", name)}).train()
     ids = torch.tensor([[*prefix(model, 1), 6, 20, 7], [*prefix(model, 1), 6, 21, 7]])
     features = model.get_image_features(pictures(2))
     assert features.shape[0] == 2 and features.shape[2] == 32

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tessera.data.packing import IGNORED, pack
+from tessera.errors import UserError
 from tessera.models.tokenizer import IMAGE, build_tokenizer
 from tessera.training.naming import SHARE, TokenNames
 from tessera.training.options import Questions
@@ -98,3 +99,8 @@ def test_blind_training_has_no_names(processor: SimpleNamespace) -> None:
     world = [World(WorldConfig(kinds={"scene": 1.0}))]
     batch = WorldQuestions(world, processor, Questions(several=(0.0, 0.0), naming=0.3), 2, blind=True).collate([0, 1])
     assert "pixel_values" not in batch and (batch["labels"][batch["segment_ids"] == 0] == IGNORED).all()
+
+
+def test_tokens_that_are_no_square_cannot_be_named(processor: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match="57 tokens an image"):
+        TokenNames(SimpleNamespace(tokenizer=processor.tokenizer, tokens_per_image=57), 0.3)

@@ -76,7 +76,7 @@ class Generator:
         Raises `UserError` if the model's generation settings ask for something that is not done here.
         """
         if getattr(model, "reads_question", False):
-            raise UserError("this model's experts read the question to see the image: ask it through HostGenerator.")
+            raise UserError("parts of this model read the question to see the image: ask it through HostGenerator.")
         self.model, self.processor = model, processor
         self.ends = ending_tokens(model, processor)
         suppressed = suppressed_tokens(model)

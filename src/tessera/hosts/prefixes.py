@@ -39,7 +39,7 @@ def why_not(model: Any) -> str | None:
     if kind in LOOKS_BACK:
         return f"{kind}: {LOOKS_BACK[kind]}"
     if getattr(model, "reads_question", False):
-        return "its experts read the question to see the image"
+        return "parts of it read the question to see the image"
     name = hooked(model)
     if name is not None:
         return f"its {name or 'forward'} is hooked: what a plugged part decides may depend on the question"

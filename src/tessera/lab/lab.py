@@ -246,11 +246,11 @@ class Lab:
         return [(name, dict(options), evidence.part_hash(find(name))) for name, options in (plug or {}).items()]
 
     def _parts_in(self, settings: Any) -> dict[str, str]:
-        """Hashes of the parts that plain data names, by `socket/name`: every text that is some part's name counts."""
-        texts = set(_texts(settings))
+        """Hashes of the parts that plain data names under "kind", by `socket/name`; of parts of one name all count."""
+        kinds = set(_kinds(settings))
         found = {}
         for socket in registry.SOCKETS:
-            for name in texts.intersection(registry.names(socket)):
+            for name in kinds.intersection(registry.names(socket)):
                 found[f"{socket}/{name}"] = evidence.part_hash(registry.get(socket, name))
         return found
 
@@ -272,17 +272,16 @@ class Lab:
         return path if path.is_file() else None
 
 
-def _texts(value: Any) -> Iterable[str]:
-    """Every string in plain data, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+def _kinds(value: Any) -> Iterable[str]:
+    """Every text that stands under a key "kind" in plain data."""
+    if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield str(key)
-            yield from _texts(inner)
+            if key == "kind" and isinstance(inner, str):
+                yield inner
+            yield from _kinds(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner)
+            yield from _kinds(inner)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tessera.data.packing import Packed
+from tessera.errors import UserError
 from tessera.world.concepts import concepts
 from tessera.world.dataset import Sample
 from tessera.world.render import Drawing
@@ -28,12 +29,17 @@ SHARE = 0.35
 class TokenNames:
     """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
 
-    `weight` is that of each such label's loss; an answer's tokens share about 1.
+    `weight` is that of each such label's loss; an answer's tokens share about 1. Raises `UserError` for other numbers of tokens.
     """
 
     def __init__(self, processor: Any, weight: float) -> None:
         self.weight, self.tokenizer = weight, processor.tokenizer
         self.grid = math.isqrt(processor.tokens_per_image)
+        if self.grid**2 != processor.tokens_per_image:
+            raise UserError(
+                "questions.naming needs images whose tokens are a square grid; this model has "
+                f"{processor.tokens_per_image} tokens an image. Set questions.naming=0."
+            )
         self.image_id: int = processor.tokenizer.image_token_id
         self._known: dict[str, list[int]] = {}
 

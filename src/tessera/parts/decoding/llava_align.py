@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tessera.hosts.plug import Host
     from tessera.lab.lab import Lab
 
-TINY = 1e-30
+FLOOR = 1e-30
 """Least probability of an answer: below it, a logarithm would be infinite."""
 
 
@@ -150,7 +150,7 @@ def calibrate(
     lies outside `band` stay as they are.
     """
     if mode == "diagonal":
-        scores = probabilities.clamp(min=TINY).log() - blind.clamp(min=TINY).log()
+        scores = probabilities.clamp(min=FLOOR).log() - blind.clamp(min=FLOOR).log()
     else:
         scores = probabilities - blind
     best = probabilities.amax(-1, keepdim=True)
