@@ -6,9 +6,11 @@ python scripts/write_readme.py --check    fails if something would change
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from tessera.evaluation.result import Result, load_result
 from tessera.io import write_text
@@ -25,10 +27,20 @@ def numbers() -> str:
     lines = [f"Shipped reference models: {', '.join(f'`{n}`' for n in shipped)}."]
     if missing:
         lines[0] += f" Not shipped yet: {', '.join(f'`{n}`' for n in missing)}."
-    evaluation = reference_folder("nano") / "evaluation.json"
-    if evaluation.is_file():
-        lines += ["", *_table(load_result(evaluation))]
+    for name in shipped:
+        evaluation = reference_folder(name) / "evaluation.json"
+        if not evaluation.is_file():
+            continue
+        if name == "nano":
+            lines += ["", *_table(load_result(evaluation))]
+        else:
+            lines += ["", _measures(name, json.loads(evaluation.read_text(encoding="utf-8")))]
     return "\n".join(lines)
+
+
+def _measures(name: str, found: dict[str, Any]) -> str:
+    said = [f"{m['about'].removesuffix(', intervals over images')}: {m['accuracy']:.1%}" for m in found["measures"].values()]
+    return f"`{name}` ({found['parameters'] / 1e6:.1f} million parameters): {'; '.join(said)}."
 
 
 def _table(result: Result) -> list[str]:
