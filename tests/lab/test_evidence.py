@@ -159,12 +159,12 @@ def test_the_summary_counts_parts_and_claims(wing: Wing) -> None:
 
 def test_what_claims_measure_with_is_what_they_import_of_the_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab, part = tmp_path / "lab", tmp_path / "part.py"
-    lab.mkdir()
+    (lab / "instruments").mkdir(parents=True)
     (lab / "lab.py").write_text("core = 1")
-    (lab / "trials.py").write_text("from tessera.lab.deeper import x")
-    (lab / "deeper.py").write_text("x = 1")
-    (lab / "other.py").write_text("y = 1")
-    part.write_text("def claim(lab):\n    from tessera.lab.trials import dropping\n")
+    (lab / "instruments" / "trials.py").write_text("from tessera.lab.instruments import deeper")
+    (lab / "instruments" / "deeper.py").write_text("x = 1")
+    (lab / "instruments" / "other.py").write_text("y = 1")
+    part.write_text("def claim(lab):\n    from tessera.lab.instruments.trials import dropping\n")
     monkeypatch.setattr(evidence, "PACKAGE", tmp_path)
     before = evidence.lab_hash(part)
 
@@ -178,4 +178,5 @@ def test_what_claims_measure_with_is_what_they_import_of_the_lab(tmp_path: Path,
         evidence.source_hash.cache_clear()
         return after != before
 
-    assert [changed(name) for name in ("lab", "trials", "deeper", "other")] == [True, True, True, False]
+    named = ("lab", "instruments/trials", "instruments/deeper", "instruments/other")
+    assert [changed(name) for name in named] == [True, True, True, False]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tessera.errors import UserError
-from tessera.lab.couplings import IMAGE, pictures, prefix, tiny
+from tessera.lab.instruments.couplings import IMAGE, pictures, prefix, tiny
 from tessera.models.coupling import MEMORY, Coupling, Pass, decoder_layers
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.parts import normalise

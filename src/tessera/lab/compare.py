@@ -21,7 +21,7 @@ from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.lab import evidence
 from tessera.lab.claim import budget_of
-from tessera.lab.trials import SEEING, plugged_copy
+from tessera.lab.instruments.trials import SEEING, plugged_copy
 
 if TYPE_CHECKING:
     from tessera.evaluation.intervals import Interval
@@ -240,7 +240,7 @@ class _Ring:
     def _around(self, part: registry.Part) -> Iterator[_Contender]:
         from tessera.config import build
         from tessera.evaluation.answering import generator
-        from tessera.lab.views import ByAgent, ThroughViews
+        from tessera.lab.instruments.views import ByAgent, ThroughViews
 
         side = int(getattr(self.model, "image_size", 0)) or 336
         example = getattr(part.target, "example", dict)

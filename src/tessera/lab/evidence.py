@@ -30,7 +30,7 @@ _MEASURING = (
     "evaluation/answering.py", "evaluation/intervals.py",
 )  # fmt: skip
 """What all numbers depend on, besides what claims import from the lab; how numbers are shown or stored is no part of it."""
-_LAB_MODULE = re.compile(r"\btessera\.lab(?:\.| import )(\w+)")
+_LAB_MODULE = re.compile(r"\btessera\.lab(\.instruments)?(?:\.| import )(\w+)")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -172,8 +172,8 @@ def lab_hash(path: Path) -> str | None:
     found: dict[str, Path] = {}
     waiting = [path] if path.is_file() else sorted(path.rglob("*.py"))
     while waiting:
-        for name in _LAB_MODULE.findall(waiting.pop().read_text(encoding="utf-8")):
-            module = PACKAGE / "lab" / f"{name}.py"
+        for inner, name in _LAB_MODULE.findall(waiting.pop().read_text(encoding="utf-8")):
+            module = PACKAGE / "lab" / inner.removeprefix(".") / f"{name}.py"
             if name not in found and module.is_file():
                 found[name] = module
                 waiting.append(module)

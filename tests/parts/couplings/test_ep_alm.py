@@ -9,7 +9,7 @@ import torch
 
 from tessera.errors import UserError
 from tessera.lab.claim import claims_of
-from tessera.lab.couplings import pictures, tiny
+from tessera.lab.instruments.couplings import pictures, tiny
 from tessera.lab.lab import Lab
 from tessera.parts.couplings.ep_alm import TINY, ids_of, inserted, without
 from tessera.registry import get

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tessera.errors import UserError
 from tessera.lab.claim import claims_of
-from tessera.lab.couplings import IMAGE, pictures, prefix, tiny
+from tessera.lab.instruments.couplings import IMAGE, pictures, prefix, tiny
 from tessera.lab.lab import Lab
 from tessera.parts.couplings.eve import TINY
 from tessera.registry import get

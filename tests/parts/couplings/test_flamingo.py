@@ -9,7 +9,7 @@ import torch
 
 from tessera.errors import UserError
 from tessera.lab.claim import claims_of
-from tessera.lab.couplings import pictures, prefix, tiny
+from tessera.lab.instruments.couplings import pictures, prefix, tiny
 from tessera.lab.lab import Lab
 from tessera.nn.segments import segment_mask
 from tessera.parts.couplings.flamingo import TINY, by_row, last_image, opened_gates

@@ -9,7 +9,7 @@ import torch
 
 from tessera.errors import UserError
 from tessera.lab.claim import claims_of
-from tessera.lab.couplings import pictures, prefix, tiny
+from tessera.lab.instruments.couplings import pictures, prefix, tiny
 from tessera.lab.lab import Lab
 from tessera.parts.couplings.moe_llava import PLACES, shuffled
 from tessera.registry import get

@@ -11,7 +11,7 @@ import torch
 
 from tessera.config import build
 from tessera.errors import UserError
-from tessera.lab.few_shot import tiny_duals
+from tessera.lab.instruments.few_shot import tiny_duals
 from tessera.lab.lab import Lab
 from tessera.models.few_shot import FewShot, FrozenDual, Shots, zero_shot
 from tessera.parts.few_shot.coop import CoOp, Prompts, equals_prompt

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tessera.config import build
 from tessera.errors import UserError
-from tessera.lab.few_shot import tiny_duals
+from tessera.lab.instruments.few_shot import tiny_duals
 from tessera.lab.lab import Lab
 from tessera.models.few_shot import FrozenDual, Shots, views, zero_shot
 from tessera.parts.few_shot.gda_clip import GDACLIP, class_means, discriminant, equals_posteriors, precision

@@ -1,4 +1,4 @@
-"""POVID against what its equations say, on a speaker of random logits (`tessera.lab.speaker`)."""
+"""POVID against what its equations say, on a speaker of random logits (`tessera.lab.instruments.speaker`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from tessera.config import build
 from tessera.errors import UserError
+from tessera.lab.instruments.speaker import speakers
 from tessera.lab.lab import Lab
-from tessera.lab.speaker import speakers
 from tessera.parts.preference.povid import POVID, equals_the_formula, hallucinated, noise_is_a_diffusion, noised, signal_and_noise
 from tessera.training.objective import objective_named
 from tessera.world import World

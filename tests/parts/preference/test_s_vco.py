@@ -1,4 +1,4 @@
-"""S-VCO against what its equations say, on a speaker of random logits (`tessera.lab.speaker`)."""
+"""S-VCO against what its equations say, on a speaker of random logits (`tessera.lab.instruments.speaker`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from tessera.config import build
 from tessera.errors import UserError
+from tessera.lab.instruments.speaker import speakers
 from tessera.lab.lab import Lab
-from tessera.lab.speaker import speakers
 from tessera.parts.preference.s_vco import SVCO, begins_neutral, equals_the_formula, margins
 from tessera.world import World
 from tessera.world.contrasts import contrasts

@@ -198,8 +198,8 @@ TYPES = ("category", "attribute", "existence")
 @claim("queries that read the question bring over what is asked", kind="effect", paper="section 3.4, table 2")
 def reads_the_question(lab: Lab) -> Finding:
     """Small models with four queries that read the question or do not; and the former with another row's question there."""
+    from tessera.lab.instruments.small import TOWER, accuracy, exercise, taught
     from tessera.lab.lab import mean, spread
-    from tessera.lab.small import TOWER, accuracy, exercise, taught
 
     front: dict[str, Any] = {"encoders": [dict(TOWER)], "tokens": {"kind": "pixel_shuffle", "factor": 2}}
     queries = {"kind": "qformer", "queries": 4, "width": 128, "depth": 2, "heads": 4, "mlp_ratio": 2, "places": True}
@@ -237,7 +237,7 @@ def reads_the_question(lab: Lab) -> Finding:
 @claim("32 tokens whatever the image, and a faster prefill", kind="cost", paper="section 2.3")
 def saves(lab: Lab) -> Finding:
     """Connector and prefill together, against an MLP on all patches; a Q-Former of 4 layers of width 512."""
-    from tessera.lab.small import reading
+    from tessera.lab.instruments.small import reading
 
     found = reading(lab, {"kind": "qformer", "width": 512, "depth": 4, "heads": 8})
     return Finding(

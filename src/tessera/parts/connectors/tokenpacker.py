@@ -160,8 +160,8 @@ TYPES = ("category", "attribute", "existence")
 def packs(lab: Lab) -> Finding:
     """Small models that differ in the connector: an MLP on all 196 patches; 49 packed tokens; and 4 tokens of each kind: packed,
     pooled (the point queries without their regions), and learned queries that look everywhere."""
+    from tessera.lab.instruments.small import TOWER, accuracy, exercise, taught
     from tessera.lab.lab import mean, spread
-    from tessera.lab.small import TOWER, accuracy, exercise, taught
 
     front: dict[str, Any] = {"encoders": [dict(TOWER)]}
     everywhere = {"kind": "qformer", "queries": 4, "width": 128, "depth": 2, "heads": 4, "mlp_ratio": 2, "places": True}
@@ -202,7 +202,7 @@ def packs(lab: Lab) -> Finding:
 @claim("a quarter to a sixteenth of the tokens, and a faster prefill", kind="cost", paper="section 4.3, table 1")
 def saves(lab: Lab) -> Finding:
     """Connector and prefill together, against an MLP on all patches."""
-    from tessera.lab.small import reading
+    from tessera.lab.instruments.small import reading
 
     found = {s: reading(lab, {"kind": "tokenpacker", "factor": s}) for s in (2, 3, 4)}
     return Finding(

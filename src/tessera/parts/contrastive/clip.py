@@ -213,7 +213,7 @@ def _same_as(theirs: Any) -> Any:
 def names_without_training(lab: Lab) -> Finding:
     """The reference dual encoder: naming the only thing of an image among all base concepts, in seen and held-out colours, by one
     prompt and by several; the caption of an image among 256. Control: the same architecture with untrained weights."""
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
     from tessera.lab.lab import mean, spread
 
     model, processor = lab.reference("nano-clip")

@@ -27,7 +27,7 @@ from tessera.nn import initialise
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
     from tessera.lab.lab import Lab
 
 _AT_ONCE = 1 << 25
@@ -180,7 +180,7 @@ def beats_one_vector(lab: Lab) -> Finding:
     same batches of its tokens, averaged two by two, for the same steps. The caption of an image among 256, and whether the patch
     that is most like a name lies in the box of the thing. Controls: FILIP's own tokens as one mean vector; the patch that another
     thing's name finds."""
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
     from tessera.lab.lab import mean, spread
 
     things = {"kinds": {"scene": 1.0}, "things": (2, 4)}
@@ -234,7 +234,7 @@ def beats_one_vector(lab: Lab) -> Finding:
 def costs(lab: Lab) -> Finding:
     """FLOPs of encoding an image and a text for FILIP and for CLIP, of comparing all pairs of 64 with all tokens and with a
     quarter of them, and how much longer the former takes."""
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
 
     tower = lab.reference("object-expert")[0].encoder
     made = {kind: duals.over(tower, {"kind": kind}, 0) for kind in ("filip", "clip")}
@@ -273,7 +273,7 @@ def costs(lab: Lab) -> Finding:
 @torch.no_grad()
 def _pointing(model: Any, processor: Any, data: duals.Pairs) -> tuple[float, float]:
     """How often the patch most like a thing's name lies in the thing's box, and how often the patch of the next thing's name."""
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
 
     right = other = count = 0
     spoken: dict[str, Tensor] = {}
@@ -296,7 +296,7 @@ def _pointing(model: Any, processor: Any, data: duals.Pairs) -> tuple[float, flo
 
 def _name_vectors(model: Any, processor: Any, name: str) -> Tensor:
     """Unit vectors of the tokens that spell the name in a plain prompt, or the prompt's one vector."""
-    from tessera.lab import duals
+    from tessera.lab.instruments import duals
     from tessera.models.few_shot import prompt
 
     text = prompt(duals.PROMPTS[0], name)

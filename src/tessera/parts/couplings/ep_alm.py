@@ -184,7 +184,7 @@ TINY = {"kind": "ep_alm", "levels": 2, "start": 1, "end": 3, "prompt": 2}
 def equals_insertion(lab: Lab) -> Finding:
     """Logits against a loop over the layers in which the visual token does not exist until its first layer, where it is put into
     the sequence; the same for one level; and what packing, batching and caching change."""
-    from tessera.lab.couplings import consistent, pictures, prefix, tiny
+    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
 
     apart, lengths = [], []
     for spec in (TINY, {**TINY, "levels": 1, "start": 2}):
@@ -216,7 +216,7 @@ def equals_insertion(lab: Lab) -> Finding:
 def levels_help(lab: Lab) -> Finding:
     """Six levels of the object expert in six layers of the frozen reference language model, against its last level in the same
     six layers; both train the projection and one prompt token. Control: the pictures of other samples."""
-    from tessera.lab.couplings import accuracy, bridged
+    from tessera.lab.instruments.couplings import accuracy, bridged
     from tessera.lab.lab import mean, spread
     from tessera.recipes.object_expert import ENCODER
 
@@ -251,7 +251,7 @@ def levels_help(lab: Lab) -> Finding:
 @claim("more than 99 % of the parameters stay frozen, and the text grows by two tokens", kind="cost", paper="abstract, table 1")
 def nearly_all_frozen(lab: Lab) -> Finding:
     """Parameters that train, and placeholders of an image, at the sizes of the reference model."""
-    from tessera.lab.couplings import nano_model
+    from tessera.lab.instruments.couplings import nano_model
     from tessera.models.configuration import TesseraConfig
     from tessera.models.modeling import TesseraForConditionalGeneration
     from tessera.recipes.object_expert import ENCODER
@@ -272,7 +272,7 @@ def nearly_all_frozen(lab: Lab) -> Finding:
 
 def ids_of(model: Any) -> Tensor:
     """A short prompt about one image."""
-    from tessera.lab.couplings import prefix
+    from tessera.lab.instruments.couplings import prefix
 
     return torch.tensor([[*prefix(model, 1), 6, 20, 21, 7]])
 

@@ -143,7 +143,7 @@ TINY = {"kind": "flamingo", "latents": 4, "depth": 1, "heads": 2, "head_width": 
 @claim("before training the language model answers as if nothing had been inserted", kind="exact", paper="section 2.2")
 def identity_at_first(lab: Lab) -> Finding:
     """Logits of a language model with closed gates, images given, against those of the bare language model on the same text."""
-    from tessera.lab.couplings import consistent, pictures, prefix, tiny
+    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
 
     model = tiny(TINY)
     ids = torch.tensor([[*prefix(model, 2), 6, 20, 7]])
@@ -168,7 +168,7 @@ def identity_at_first(lab: Lab) -> Finding:
 def last_image_only(lab: Lab) -> Finding:
     """Gradients of the logits behind each of three images to the latents of each, in one row of text; one block, so that
     nothing travels through the text itself."""
-    from tessera.lab.couplings import pictures, prefix, tiny
+    from tessera.lab.instruments.couplings import pictures, prefix, tiny
 
     model = opened_gates(tiny({**TINY, "every": 4}))
     ids = torch.tensor([[1, 20, *prefix(model, 1)[1:], 21, *prefix(model, 1)[1:], 22, 23, *prefix(model, 1)[1:], 24]])
@@ -203,7 +203,7 @@ def frozen_model_sees(lab: Lab) -> Finding:
     Baseline: the same model asked without images. Control: shown the pictures of other samples. The paper's few-shot numbers
     need a language model that learns in context, which the reference is not.
     """
-    from tessera.lab.couplings import accuracy, bridged
+    from tessera.lab.instruments.couplings import accuracy, bridged
     from tessera.lab.lab import mean, spread
 
     recipe = bridged(
@@ -235,7 +235,7 @@ def frozen_model_sees(lab: Lab) -> Finding:
 def constant_cost(lab: Lab) -> Finding:
     """FLOPs of reading a question of 16 tokens about one image with 49 and with 196 features, of the language model with its
     blocks alone, against the same features put among the text; sizes of the reference model, random weights."""
-    from tessera.lab.couplings import nano_model
+    from tessera.lab.instruments.couplings import nano_model
     from tessera.models.configuration import TesseraConfig
     from tessera.models.modeling import TesseraForConditionalGeneration
 

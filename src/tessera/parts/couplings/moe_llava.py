@@ -92,7 +92,7 @@ def upcycled_equals_dense(lab: Lab) -> Finding:
     how much they differ once the experts do."""
     import torch
 
-    from tessera.lab.couplings import consistent, pictures, prefix, tiny
+    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
 
     dense, sparse = tiny({"kind": "prefix"}), tiny({"kind": "moe_llava"}, seed=1)
     for name, socket in sparse.sockets().items():
@@ -170,7 +170,7 @@ def ahead_of_dense(lab: Lab) -> Finding:
     """The third stage, which trains the experts alone, from the reference model, against the dense model whose language model is
     trained on for as long. Controls: routers that send every token to other experts than they learned to, and a mixture whose
     language model and projector never had the first two stages."""
-    from tessera.lab.couplings import accuracy, bridged
+    from tessera.lab.instruments.couplings import accuracy, bridged
     from tessera.lab.lab import mean, spread
 
     towers = {"encoders.0": "object-expert", "encoders.1": "reading-expert"}
@@ -207,7 +207,7 @@ def constant_arithmetic(lab: Lab) -> Finding:
     """FLOPs of a prefill and parameters with 2, 4 and 8 experts of which a token goes to two; sizes of the reference model."""
     import torch
 
-    from tessera.lab.couplings import nano_model
+    from tessera.lab.instruments.couplings import nano_model
     from tessera.models.configuration import TesseraConfig
     from tessera.models.modeling import TesseraForConditionalGeneration
 
@@ -253,7 +253,7 @@ def loads_of(model: Any, processor: Any) -> list[float]:
     """Share of the tokens that every expert of every layer takes, on 16 test scenes with a question each."""
     import torch
 
-    from tessera.lab.couplings import SCENES
+    from tessera.lab.instruments.couplings import SCENES
     from tessera.world import World
 
     world = World(split="test", width=model.image_size, height=model.image_size, **SCENES)

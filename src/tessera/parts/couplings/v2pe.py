@@ -128,7 +128,7 @@ def counted_by_hand(lab: Lab) -> Finding:
     import math
     import random
 
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     draw, worst = random.Random(0), 0.0
     for _ in range(50):
@@ -163,8 +163,8 @@ def finds_needles(lab: Lab) -> Finding:
     baseline is the first with two images. No-answers are as frequent as yes-answers."""
     from tessera.hosts.host_generate import HostGenerator
     from tessera.hosts.plug import plug
+    from tessera.lab.instruments.tune import tuned
     from tessera.lab.lab import mean, spread
-    from tessera.lab.tune import tuned
 
     _, processor = lab.reference("nano")
     found: dict[str, list[float]] = {"measured": [], "baseline": [], "control": []}
@@ -220,7 +220,7 @@ def _needles(split: str, first: int, count: int, images: int) -> list[Any]:
 @claim("positions cost nothing", kind="cost")
 def costs_nothing(lab: Lab) -> Finding:
     """A prefill of 576 visual tokens with stride 16: no operation more, no measurable time."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "v2pe", {"strides": (16,)})
     return saved.finding({"the same FLOPs": abs(saved.flops - 1) < 0.001, "at most 5 % more time": saved.time.median >= 1 / 1.05})

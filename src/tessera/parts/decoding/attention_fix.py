@@ -231,7 +231,7 @@ def rows_sum_to_one(lab: Lab) -> Finding:
     """A bias inside of the kernel against the product and the division written out, on random queries, keys and values."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     random = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 9, 16, generator=random)
@@ -308,7 +308,7 @@ def _listed(lab: Lab, seed: int, options: dict[str, Any] | None) -> tuple[float,
 @claim("it costs little: a prefill takes at most a quarter more time", kind="cost")
 def costs_little(lab: Lab) -> Finding:
     """576 visual tokens, the deeper half of 12 layers edited; operations of the chosen rows are counted."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "attention_fix", {})
     return saved.finding(

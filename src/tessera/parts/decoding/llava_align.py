@@ -183,7 +183,7 @@ def identity(lab: Lab) -> Finding:
 def uniform_without_image(lab: Lab) -> Finding:
     """The prior of a tiny host over four answers, calibrated by itself, and by the equations on random probabilities."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     made = tiny("llava")
     from tessera.hosts.plug import attach
@@ -203,9 +203,9 @@ def uniform_without_image(lab: Lab) -> Finding:
 def removes_the_skew(lab: Lab) -> Finding:
     """The reference model learns on with questions of which 80 % are answered yes, and is asked a balanced test bare (baseline)
     and with visual debias decoding. Control: the same decoding on the reference model itself, which has no such skew."""
+    from tessera.lab.instruments.trials import yes_rate
+    from tessera.lab.instruments.tune import tuned
     from tessera.lab.lab import mean, spread
-    from tessera.lab.trials import yes_rate
-    from tessera.lab.tune import tuned
 
     nano, processor = lab.reference("nano")
     plug: dict[str, dict[str, Any]] = {"llava_align": {}}
@@ -261,7 +261,7 @@ def costs_a_stream(lab: Lab) -> Finding:
     from contextlib import ExitStack
 
     from tessera.bench.tokens import Shape, host, inputs
-    from tessera.lab.trials import plugged_copy
+    from tessera.lab.instruments.trials import plugged_copy
 
     shape = Shape(layers=8)
     model, prompt = host(shape), inputs(shape)

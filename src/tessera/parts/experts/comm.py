@@ -32,8 +32,8 @@ from tessera.nn.vit import MLP
 from tessera.registry import part
 
 if TYPE_CHECKING:
+    from tessera.lab.instruments.towers import Seen
     from tessera.lab.lab import Lab
-    from tessera.lab.towers import Seen
 
 Merge = Literal["single", "mean_half", "mean", "layerscale", "lln_layerscale"]
 
@@ -210,8 +210,8 @@ def merges_strengths(lab: Lab) -> Finding:
     Baselines: the last layer of each expert alone; both last layers joined; each behind the same modules. Control: the reading
     expert's layers are those of other places, so that it adds parameters and no sight.
     """
+    from tessera.lab.instruments.towers import look
     from tessera.lab.lab import mean, spread
-    from tessera.lab.towers import look
 
     towers = [lab.reference(name)[0].encoder for name in ("object-expert", "reading-expert")]
     crowd = {"kinds": KINDS, "things": (4, 12)}
@@ -278,7 +278,7 @@ def _read(config: COMM.Config, places: Sequence[Seen], used: Sequence[int], seed
     """Trains a merge and a linear layer per ability on `places[0]`; accuracies on `places[1]`."""
     from torch.nn import functional as F
 
-    from tessera.lab.towers import categories, characters, overlap
+    from tessera.lab.instruments.towers import categories, characters, overlap
     from tessera.world.backgrounds import TINTS
 
     with torch.random.fork_rng():

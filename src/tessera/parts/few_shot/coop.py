@@ -162,7 +162,7 @@ class CoOp(FewShot):
 def equals_prompt(lab: Lab) -> Finding:
     """Tessera's dual encoder and transformers' CLIP with random weights: logits of the untrained prompts against those of the
     written ones; where a step's gradient arrives."""
-    from tessera.lab.few_shot import tiny_duals
+    from tessera.lab.instruments.few_shot import tiny_duals
     from tessera.models.few_shot import zero_shot
 
     checks, measured = {}, {}
@@ -188,7 +188,7 @@ def equals_prompt(lab: Lab) -> Finding:
 def beats_prompt(lab: Lab) -> Finding:
     """Twenty known things, as whole scenes and as crops; shots in one artwork style, test images in the other. 60 epochs of the
     paper's 200 and four copies of each image, to keep the cost down. Control: labels dealt out anew."""
-    from tessera.lab import few_shot as tasks
+    from tessera.lab.instruments import few_shot as tasks
     from tessera.lab.lab import mean, spread
     from tessera.models.few_shot import zero_shot
 

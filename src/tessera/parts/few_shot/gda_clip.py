@@ -229,7 +229,7 @@ def beats_prompts(lab: Lab) -> Finding:
     """Twenty classes: crops of known things, and scenes of things whose names the text tower never learned; shots in one artwork
     style, test images in the other. Against hand-written prompts and Tip-Adapter (Zhang et al., 2021, arXiv:2111.03930), whose
     two settings are chosen on the same validation images. Control: labels dealt out anew."""
-    from tessera.lab import few_shot as tasks
+    from tessera.lab.instruments import few_shot as tasks
     from tessera.lab.lab import mean, spread
     from tessera.models.few_shot import zero_shot
 
@@ -282,7 +282,7 @@ def beats_prompts(lab: Lab) -> Finding:
 def extends_to_new(lab: Lab) -> Finding:
     """Forty known things, twenty of them with four images each; the other twenty are classified from those images and their own
     names. Control: the same with names dealt out anew."""
-    from tessera.lab import few_shot as tasks
+    from tessera.lab.instruments import few_shot as tasks
     from tessera.lab.lab import mean, spread
     from tessera.models.few_shot import zero_shot
 

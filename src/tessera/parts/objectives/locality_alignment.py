@@ -285,7 +285,7 @@ def _literal(ours: LocalityAlignment, model: Any, pixels: Tensor, mask: Tensor) 
 @claim("patches say more of what they show, pictures as much as before", kind="effect", paper="table 1")
 def patches_say_more(lab: Lab) -> Finding:
     """A linear probe of the things under single patches, and one of those in the whole picture, on an encoder of captions."""
-    from tessera.lab.further import learned, means
+    from tessera.lab.instruments.further import learned, means
     from tessera.lab.lab import spread
 
     def aligned(seed: int, **options: Any) -> dict[str, float]:

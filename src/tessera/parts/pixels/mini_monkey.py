@@ -138,7 +138,7 @@ def lines_never_meet(lab: Lab) -> Finding:
     """All aspect ratios from 1:12 to 12:1 in steps of a twelfth, lines compared as fractions."""
     from fractions import Fraction
 
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     part_, met, ratios = (
         MiniMonkey(MiniMonkey.Config(tile=112)),
@@ -158,7 +158,7 @@ def views_cover(lab: Lab) -> Finding:
     """Tiles of either layer, pasted back, against the picture stretched to the grid."""
     from PIL import ImageChops
 
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     picture, part_ = lab.world(width=336, height=224)[0].images()[0], MiniMonkey(MiniMonkey.Config(tile=112))
     views, equal = part_.views(picture), []

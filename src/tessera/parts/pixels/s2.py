@@ -168,8 +168,8 @@ TYPES = ("category", "attribute", "existence")
 def sees_small_things(lab: Lab) -> Finding:
     """Small models whose frozen tower sees at 1x, at 1x and 2x, or twice at 1x (as many channels, no more pixels). Scenes fill a
     ninth of the image, so that most things are 6 to 15 pixels wide at 1x."""
+    from tessera.lab.instruments.small import TOWER, accuracy, exercise, taught
     from tessera.lab.lab import mean, spread
-    from tessera.lab.small import TOWER, accuracy, exercise, taught
 
     found: dict[str, list[float]] = {}
     rows = 0

@@ -199,7 +199,7 @@ def _changed(scored: Scored, said: Tensor) -> Tensor:
 @claim("the loss and its gradients equal the formula written out", kind="exact", paper="equations 3 to 5")
 def equals_the_formula(lab: Lab) -> Finding:
     """Packed sequences of random likelihoods against every sequence by itself, both preferences on."""
-    from tessera.lab.speaker import rows_of, speakers
+    from tessera.lab.instruments.speaker import rows_of, speakers
 
     policy, reference, processor = speakers()
     part_ = POVID(POVID.Config(beta=0.3, inject=0.4, noise=0.6, questions=1))
@@ -256,9 +256,9 @@ def noise_is_a_diffusion(lab: Lab) -> Finding:
 @claim("fewer things are seen that are not there, at no loss elsewhere", kind="effect", paper="tables 1 and 2")
 def sees_less_that_is_not_there(lab: Lab) -> Finding:
     """Yes to absent things akin to present ones, against the model before, the first stage alone, and preferences by coin."""
-    from tessera.lab.further import learned, means, wrong_yes
+    from tessera.lab.instruments.further import learned, means, wrong_yes
+    from tessera.lab.instruments.trials import SEEING
     from tessera.lab.lab import spread
-    from tessera.lab.trials import SEEING
 
     def numbers(model: Any, processor: Any, seed: int) -> dict[str, float]:
         there = lab.evaluate(model, processor, types=("existence",), n=300, seed=seed)

@@ -132,7 +132,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 def _literal(logits: Any, batch: Mapping[str, Tensor], betas: Sequence[float]) -> Tensor:
     """The loss written out: `logits(model, tokens, image or None)` of every sequence by itself, model 0 policy, 1 reference."""
-    from tessera.lab.speaker import rows_of
+    from tessera.lab.instruments.speaker import rows_of
 
     plain = dict(batch)
     total, units = torch.zeros(()), 0
@@ -162,7 +162,7 @@ def _literal(logits: Any, batch: Mapping[str, Tensor], betas: Sequence[float]) -
 @claim("the loss and its gradients equal the formula written out", kind="exact", paper="equations 4 to 7")
 def equals_the_formula(lab: Lab) -> Finding:
     """Packed sequences of random likelihoods against every sequence by itself."""
-    from tessera.lab.speaker import speakers
+    from tessera.lab.instruments.speaker import speakers
 
     policy, reference, processor = speakers()
     part_ = SVCO(SVCO.Config(betas=(0.1, 0.2, 0.3, 0.4), questions=2))
@@ -190,7 +190,7 @@ def equals_the_formula(lab: Lab) -> Finding:
 @claim("without any learning every term is log 2", kind="exact")
 def begins_neutral(lab: Lab) -> Finding:
     """A policy that equals its reference."""
-    from tessera.lab.speaker import speakers
+    from tessera.lab.instruments.speaker import speakers
 
     policy, _, processor = speakers()
     part_ = SVCO(SVCO.Config())
@@ -203,7 +203,7 @@ def begins_neutral(lab: Lab) -> Finding:
 @claim("both pictures of a pair are told apart more often than after DPO on the same pairs", kind="effect", paper="table 1")
 def tells_pairs_apart(lab: Lab) -> Finding:
     """Contrasts of unseen pairs: both pictures answered rightly; hallucinated is the answer that the other picture has."""
-    from tessera.lab.further import learned, means
+    from tessera.lab.instruments.further import learned, means
     from tessera.lab.lab import spread
 
     world = {"kinds": {"pair": 1.0}}

@@ -258,7 +258,7 @@ def identity(lab: Lab) -> Finding:
 @claim("merging equals a loop over all pairs", kind="exact", paper="section 3.1")
 def merges_like_a_loop(lab: Lab) -> Finding:
     """Rounds of bipartite matching on random tokens, and on tokens of which many are equally alike."""
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     generator = torch.Generator().manual_seed(0)
     kinds = torch.eye(3, dtype=torch.float64)[torch.randint(3, (6, 9), generator=generator)]
@@ -287,7 +287,7 @@ def _merged_by_hand(tokens: list[Tensor], count: int) -> tuple[list[Tensor], lis
 @claim("PageRank is the start times the fifth power of the matrix", kind="exact", paper="section 3.2")
 def ranks_like_a_power(lab: Lab) -> Finding:
     """Random causal logits of four heads, in double precision."""
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     logits = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     logits = logits.masked_fill(torch.ones(12, 12).triu(1).bool(), torch.finfo(torch.float32).min)
@@ -300,7 +300,7 @@ def ranks_like_a_power(lab: Lab) -> Finding:
 @claim("merged to a quarter and pruned late it loses at most 3 points, chance loses more", kind="effect", paper="table 1")
 def keeps_accuracy(lab: Lab) -> Finding:
     """The reference model with the authors' setting; the control keeps a quarter by lot and the same falling shares."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     layers = lab.reference("nano")[0].config.text_config.num_hidden_layers
     shares = {0: 0.25, **{layer: 0.25 * share for layer, share in falling(layers).items()}}
@@ -317,7 +317,7 @@ def keeps_accuracy(lab: Lab) -> Finding:
 )
 def saves(lab: Lab) -> Finding:
     """On 576 visual tokens, operations and measured time."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "aim", {"merge": 0.25})
     return saved.finding(

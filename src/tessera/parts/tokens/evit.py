@@ -284,7 +284,7 @@ def like_a_plain_tower(lab: Lab) -> Finding:
     """The tower of a tiny LLaVA, written down block by block, at keep 0.5 behind both of its blocks that the projector reads."""
     from tessera.hosts.plug import plug
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     made = tiny("llava")
     tower, pixels = made.model.get_submodule("model.vision_tower"), made.inputs((1, 1))["pixel_values"]
@@ -400,7 +400,7 @@ def _trained(batch: Any, classes: int) -> tuple[Any, nn.Linear]:
 def saves(lab: Lab) -> Finding:
     """A tower of DeiT-S's shape (12 blocks of width 384, 14 x 14 patches) in front of a language model of one small layer."""
     from tessera.bench.tokens import Shape
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     shape = Shape(layers=1, width=64, intermediate=128, heads=1, patches=14, tower_layers=12, tower_width=384, text_tokens=16)
     saved = prefill(lab, "evit", {"keep": 0.7}, shape)

@@ -143,7 +143,7 @@ def identity(lab: Lab) -> Finding:
 def top_quarter(lab: Lab) -> Finding:
     """Against a loop over the attention that transformers' eager code of the tower reports, averaged over heads and queries."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import best, places, prefilled, same
+    from tessera.lab.instruments.exact import best, places, prefilled, same
 
     made = tiny("llava")
     made.model.set_attn_implementation("eager")
@@ -162,7 +162,7 @@ def top_quarter(lab: Lab) -> Finding:
 @claim("a quarter of the tokens keeps 95 % of the accuracy, chance does not", kind="effect", paper="table 1")
 def keeps_accuracy(lab: Lab) -> Finding:
     """The reference model with a quarter of its visual tokens by significance, all of them, and a quarter by lot."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     trial = dropping(lab, "fopru", {"keep": 0.25}, control={"keep": (0.25,)})
     return trial.finding(
@@ -178,7 +178,7 @@ def keeps_accuracy(lab: Lab) -> Finding:
 @claim("for what runs along a line whole rows are better than single tokens", kind="effect", paper="section 3.3")
 def rows_for_reading(lab: Lab) -> Finding:
     """Questions about signs at half of the tokens: rows (measured) against the rank strategy (baseline) and random dropping."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     kind = {"kinds": {"text": 1.0}}
     by_rank = dropping(lab, "fopru", {"keep": 0.5}, control={"keep": (0.5,)}, types=("reading",), n=300, world=kind)
@@ -213,7 +213,7 @@ def rows_for_reading(lab: Lab) -> Finding:
 @claim("a quarter of 576 tokens halves the time of a prefill", kind="cost", paper="table 3")
 def halves_prefill(lab: Lab) -> Finding:
     """Measured against what the counted operations promise."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "fopru", {"keep": 0.25})
     return saved.finding(

@@ -221,7 +221,7 @@ def identity(lab: Lab) -> Finding:
 def like_a_loop(lab: Lab) -> Finding:
     """Against loops over tiles and tokens on random scores of a 4 x 4 thumbnail and a canvas of 2 x 3 tiles."""
     from tessera.hosts.part import Layout
-    from tessera.lab.exact import best, same
+    from tessera.lab.instruments.exact import best, same
 
     whole, canvas = Block(0, 4, 4), Block(16, 8, 12, whole=False)
     places = raster([[Layout(16 + 96, (whole, canvas))]])
@@ -305,7 +305,7 @@ def finds_the_tile(lab: Lab) -> Finding:
 def saves(lab: Lab) -> Finding:
     """On a tiny LLaVA-NeXT with random weights: what the language model is left with."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import prefilled
+    from tessera.lab.instruments.exact import prefilled
 
     made = tiny("llava_next")
     prompt = made.inputs((1, 1))

@@ -139,7 +139,7 @@ def identity(lab: Lab) -> Finding:
 def nests(lab: Lab) -> Finding:
     """Against transformers' own building block, torch's average pooling, on random tokens of a raster of 8 x 8."""
     from tessera.hosts.part import Block, Layout
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     tokens = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
     image = tokens.view(1, 8, 8, 5).permute(0, 3, 1, 2)
@@ -156,9 +156,9 @@ def nests(lab: Lab) -> Finding:
 def needs_training(lab: Lab) -> Finding:
     """The reference model after further steps in which every batch is pooled by 1, 2, 4 or 7 (measured) and after the same steps
     without pooling (control), both asked with tokens pooled by 4, and as it is with all tokens (baseline)."""
+    from tessera.lab.instruments.trials import SEEING
+    from tessera.lab.instruments.tune import tuned
     from tessera.lab.lab import mean, spread
-    from tessera.lab.trials import SEEING
-    from tessera.lab.tune import tuned
 
     every = [{"m3": {"factor": factor}} for factor in (1, 2, 4, 7)]
     found: dict[str, list[float]] = {"whole": [], "scales": [], "plain": [], "oracle": [], "fixed": []}
@@ -191,7 +191,7 @@ def needs_training(lab: Lab) -> Finding:
 @claim("144 of 576 tokens: what the operations promise is measured", kind="cost", paper="table 7")
 def saves(lab: Lab) -> Finding:
     """Pooled by 2 in front of the first layer."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "m3", {"factor": 2})
     return saved.finding(

@@ -137,7 +137,7 @@ def top_half(lab: Lab) -> Finding:
     import torch
 
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import best, places, prefilled, same
+    from tessera.lab.instruments.exact import best, places, prefilled, same
 
     made, equal = tiny("llava"), []
     made.model.set_attn_implementation("eager")
@@ -154,7 +154,7 @@ def top_half(lab: Lab) -> Finding:
 def keeps_accuracy(lab: Lab) -> Finding:
     """The reference model, never trained with it, at 0.5, 0.25, 0.125 of its visual tokens behind a quarter, half and three
     quarters of its layers; the control drops as many by lot in the same places."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     keep, places = (0.5, 0.25, 0.125), evenly(lab.reference("nano")[0].config.text_config.num_hidden_layers, 3)
     trial = dropping(lab, "pyramiddrop", {"keep": keep}, control={"keep": keep, "layers": places})
@@ -168,7 +168,7 @@ def keeps_accuracy(lab: Lab) -> Finding:
 @claim("three drops save at least 40 % of the language model's operations, and time", kind="cost", paper="table 1")
 def saves(lab: Lab) -> Finding:
     """At 0.5, 0.25, 0.125 on 576 visual tokens."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "pyramiddrop", {})
     return saved.finding(

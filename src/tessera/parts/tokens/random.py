@@ -105,7 +105,7 @@ def identity(lab: Lab) -> Finding:
 def blind_choice(lab: Lab) -> Finding:
     """A control that looked at the image would be none."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.exact import places, prefilled, same
+    from tessera.lab.instruments.exact import places, prefilled, same
 
     chosen = []
     for seed in (0, 1):
@@ -127,7 +127,7 @@ def blind_choice(lab: Lab) -> Finding:
 @claim("dropping by lot costs accuracy, the more the less stays", kind="effect")
 def costs_accuracy(lab: Lab) -> Finding:
     """What every ranking has to beat: nano at a quarter (measured) and at a sixteenth (control) of its tokens."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     trial = dropping(lab, "random", {"keep": (0.25,)}, control={"keep": (0.0625,)})
     return trial.finding(
@@ -141,7 +141,7 @@ def costs_accuracy(lab: Lab) -> Finding:
 @claim("choosing costs nothing: the time saved is what the FLOPs promise", kind="cost")
 def as_promised(lab: Lab) -> Finding:
     """At a quarter of 576 tokens; what a ranking costs is measured against this."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "random", {"keep": (0.25,)})
     return saved.finding(

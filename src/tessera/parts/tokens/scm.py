@@ -145,7 +145,7 @@ def identity(lab: Lab) -> Finding:
 @claim("a token's score is what later tokens give it, as a loop has it", kind="exact", paper="equation 2")
 def scores_like_a_loop(lab: Lab) -> Finding:
     """Random attention, two rows whose detail layers differ in length, one of them padded."""
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     attention = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).tril()
     detail = torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0, 0]]).bool()
@@ -163,7 +163,7 @@ def scores_like_a_loop(lab: Lab) -> Finding:
 @claim("half of the detail tokens cost at most one point", kind="effect", paper="table 5")
 def keeps_accuracy(lab: Lab) -> Finding:
     """The reference model, whose single image is taken for the detail layer; the control drops half by lot at the same layer."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     trial = dropping(lab, "scm", {"detail": (1,)}, control={"keep": (0.5,), "layers": (2,)})
     return trial.finding(
@@ -176,7 +176,7 @@ def keeps_accuracy(lab: Lab) -> Finding:
 @claim("half of the tokens from the third layer on: what the operations promise is measured", kind="cost")
 def saves(lab: Lab) -> Finding:
     """576 visual tokens of one image, all of them detail."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "scm", {"detail": (1,)})
     return saved.finding(

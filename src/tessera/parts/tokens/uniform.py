@@ -115,7 +115,7 @@ def identity(lab: Lab) -> Finding:
 @claim("at a quarter every second row and column stays", kind="exact")
 def lattice(lab: Lab) -> Finding:
     """On a host with a raster of 8 x 8."""
-    from tessera.lab.exact import places, prefilled, same
+    from tessera.lab.instruments.exact import places, prefilled, same
 
     wanted = [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)]
     with prefilled("llava", "uniform", {"keep": (0.25,)}) as (_, sequence):
@@ -126,7 +126,7 @@ def lattice(lab: Lab) -> Finding:
 @claim("spread evenly, tokens say more than the same number by lot", kind="effect")
 def beats_chance(lab: Lab) -> Finding:
     """The reference model at a quarter of its tokens: no gaps are left, so every thing is touched by some token."""
-    from tessera.lab.trials import dropping
+    from tessera.lab.instruments.trials import dropping
 
     trial = dropping(lab, "uniform", {"keep": (0.25,)}, control={"keep": (0.25,)})
     return trial.finding({"more accurate than random dropping": trial.ahead > 0})
@@ -135,7 +135,7 @@ def beats_chance(lab: Lab) -> Finding:
 @claim("choosing costs nothing: the time saved is what the FLOPs promise", kind="cost")
 def as_promised(lab: Lab) -> Finding:
     """At a quarter of 576 tokens; what a ranking costs is measured against this."""
-    from tessera.lab.trials import prefill
+    from tessera.lab.instruments.trials import prefill
 
     saved = prefill(lab, "uniform", {"keep": (0.25,)})
     return saved.finding(

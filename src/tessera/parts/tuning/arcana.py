@@ -336,7 +336,7 @@ RANKS = {"rank_visual": 8, "rank_text": 24, "dropout": 0.0}
 @claim("one adapter for each modality learns more than one for all", kind="effect", paper="table 5")
 def learns_more_than_one_adapter(lab: Lab) -> Finding:
     """Things that the reference model has never been told the names of: adapters of one budget of rank, tuned for a while."""
-    from tessera.lab.further import adapters, learned, means
+    from tessera.lab.instruments.further import adapters, learned, means
     from tessera.lab.lab import spread
 
     types = ("existence", "position", "attribute", "at", "category", "relation")

@@ -320,7 +320,7 @@ def finds_quickly(lab: Lab) -> Finding:
 )
 def weighs_as_written(lab: Lab) -> Finding:
     """The weights of all depths of trees of up to 6 levels at several b."""
-    from tessera.lab.exact import same
+    from tessera.lab.instruments.exact import same
 
     worst = max(
         abs(weight(depth, deepest, bias) - ((1 - bias) / deepest**2 * depth**2 + bias))

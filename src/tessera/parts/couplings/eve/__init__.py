@@ -181,7 +181,7 @@ TINY: dict[str, Any] = {
 def equals_loops(lab: Lab) -> Finding:
     """Against loops over windows, heads and tokens on random weights (the released modules differ from ours by 2e-7 at most on
     shared weights); a model without its teacher against the one with it; packing, batching and caching."""
-    from tessera.lab.couplings import consistent, pictures, prefix, tiny
+    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
     from tessera.parts.couplings.eve.loops import looped_aligning, looped_embedding
 
     torch.manual_seed(0)
@@ -215,7 +215,7 @@ def equals_loops(lab: Lab) -> Finding:
 def aligning_helps(lab: Lab) -> Finding:
     """From the reference language model, which knows other tokens: first the patch embedding alone, then everything, with the
     object expert as teacher, against the same without a teacher. Control: a teacher with random weights."""
-    from tessera.lab.couplings import accuracy, bridged
+    from tessera.lab.instruments.couplings import accuracy, bridged
     from tessera.lab.lab import mean, spread
     from tessera.recipes.object_expert import ENCODER
 
@@ -253,7 +253,7 @@ def aligning_helps(lab: Lab) -> Finding:
 def light_front(lab: Lab) -> Finding:
     """FLOPs, parameters and time from pixels to the language model's width, against the towers and the connector of the reference
     model; random weights."""
-    from tessera.lab.couplings import nano_model
+    from tessera.lab.instruments.couplings import nano_model
     from tessera.models.composed import TesseraModel
     from tessera.models.configuration import TesseraConfig
 

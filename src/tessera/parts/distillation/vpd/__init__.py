@@ -276,7 +276,7 @@ def distilled_model_reasons(lab: Lab) -> Finding:
     The learning rate, the same for all of them, was raised once, from 2e-4, after a first run that gave 75 to 79 % with every
     training and in which the rationales' loss was still about 2.
     """
-    from tessera.lab.further import learned, means
+    from tessera.lab.instruments.further import learned, means
     from tessera.lab.lab import mean, spread
 
     def accuracy(seed: int, **options: Any) -> dict[str, float]:

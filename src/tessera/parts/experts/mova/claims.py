@@ -169,7 +169,7 @@ def routes_by_question(lab: Lab) -> Finding:
 
 def _asked(lab: Lab, split: str, count: int) -> Asked:
     """Samples with both kinds of questions in equal shares; the cut-out is where most of what is asked about lies."""
-    from tessera.lab.towers import FirstLayer, categories, look, untrained
+    from tessera.lab.instruments.towers import FirstLayer, categories, look, untrained
     from tessera.models.tokenizer import build_tokenizer
     from tessera.world.vocabulary import words
 
@@ -213,7 +213,7 @@ def _cut(features: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tens
 
 def _run(train: Asked, test: Asked, seed: int) -> dict[str, float]:
     """One training of adapter, labels and router; accuracies."""
-    from tessera.lab.towers import categories, characters
+    from tessera.lab.instruments.towers import categories, characters
     from tessera.parts.experts.mova import MoVA, Router, router_loss, routing_labels
 
     with torch.random.fork_rng():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tessera.errors import UserError
-from tessera.lab import duals
+from tessera.lab.instruments import duals
 from tessera.models.contrast import Embedded
 from tessera.models.few_shot import prompt
 from tessera.models.image_processing import TesseraImageProcessor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tessera.lab.towers import FirstLayer, categories, characters, look, overlap, untrained
+from tessera.lab.instruments.towers import FirstLayer, categories, characters, look, overlap, untrained
 from tessera.training.dense import character_labels
 from tessera.world import World
 

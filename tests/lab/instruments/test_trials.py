@@ -10,11 +10,11 @@ import torch
 from tests.lab.tiny_lab import SIDE, saved, tiny
 
 from tessera.bench.tokens import Shape
-from tessera.lab.exact import best, places, prefilled, same
+from tessera.lab.instruments.exact import best, places, prefilled, same
+from tessera.lab.instruments.trials import Trial, asked, dropping, prefill, yes_rate
+from tessera.lab.instruments.tune import batch_of, tuned, world_rows
+from tessera.lab.instruments.views import ByAgent, ThroughViews
 from tessera.lab.lab import Lab
-from tessera.lab.trials import Trial, asked, dropping, prefill, yes_rate
-from tessera.lab.tune import batch_of, tuned, world_rows
-from tessera.lab.views import ByAgent, ThroughViews
 from tessera.models import reference
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tessera.io import write_json
 from tessera.lab import evidence
+from tessera.lab.instruments.trials import SEEING
 from tessera.lab.lab import Lab, Plugs
-from tessera.lab.trials import SEEING
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tessera.errors import UserError
-from tessera.lab import few_shot
+from tessera.lab.instruments import few_shot
 from tessera.models.few_shot import augmented
 from tessera.models.image_processing import TesseraImageProcessor
 from tessera.world.concepts import concepts, pool
