@@ -112,6 +112,7 @@ def models(attention: str) -> tuple[Any, Any, Any]:
     from transformers import LlavaForConditionalGeneration
 
     from tessera.models.export import to_llava
+    from tessera.models.reference import without_bars
     from tessera.recipes.recipe import recipe
     from tessera.training.run import build
 
@@ -123,7 +124,7 @@ def models(attention: str) -> tuple[Any, Any, Any]:
     }
     torch.manual_seed(0)
     model, processor = build(nano)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_bars():
         to_llava(model, processor, folder + "/llava")
         stock = LlavaForConditionalGeneration.from_pretrained(folder + "/llava", attn_implementation=attention)
     model.set_attn_implementation(attention)

@@ -114,7 +114,7 @@ def check_safetensors(path: Path) -> None:
 
 def save(model: Any, processor: Any, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Writes model and processor (or None) to `folder`, whole or not at all, floating weights as `dtype`."""
-    with atomic_folder(folder) as temporary, _quiet():
+    with atomic_folder(folder) as temporary, without_bars():
         model.save_pretrained(temporary, state_dict=_cast(model.state_dict(), dtype))
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = str(dtype).removeprefix("torch.")
@@ -147,7 +147,7 @@ def _load(where: str, local: bool, dtype: torch.dtype, attn_implementation: str 
     _auto.register_models()
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
-        with _quiet():
+        with without_bars():
             config = transformers.AutoConfig.from_pretrained(where, **options)
             kind = config.model_type
             auto = transformers.AutoModel if kind in _BY_AUTO_MODEL else transformers.AutoModelForImageTextToText
@@ -189,7 +189,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Without transformers' progress bars, which mean nothing for models of this size."""
     from transformers.utils import logging
 
