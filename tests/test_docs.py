@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,12 +37,21 @@ def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "->" in capsys.readouterr().out
 
 
-def test_generated_numbers_are_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("write_readme", ROOT / "scripts/write_readme.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.written() == README, "run scripts/write_readme.py"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_numbers_are_up_to_date() -> None:
+    assert script("write_readme").written() == README, "run scripts/write_readme.py"
+
+
+def test_the_page_of_evidence_is_up_to_date() -> None:
+    made = script("write_evidence")
+    assert made.page() == made.PAGE.read_text(encoding="utf-8"), "run scripts/write_evidence.py"
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ def verify(
     sample: Annotated[str, typer.Option(help="Run a sample of effect claims anew, drawn by this key; compare.")] = "",
     budget: Annotated[float, typer.Option(help="Seconds that a sample may cost, by its evidence.", min=1)] = 300,
     jobs: Annotated[int, typer.Option(help="Parts verified at the same time, in processes of their own.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each process: numbers depend on it in the last digits.", min=1)] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Run the claims of parts, print what they measured and what each cost, and write the evidence.
@@ -52,9 +52,9 @@ def verify(
     if check:
         _check(chosen, broken, as_json)
     elif sample:
-        _sample(chosen, sample, budget, as_json)
+        _sample(chosen, sample, budget, threads, as_json)
     else:
-        _run([part for part in chosen if not stale or _stale(part)], broken, stale, fast, jobs, as_json)
+        _run([part for part in chosen if not stale or _stale(part)], broken, stale, fast, jobs, threads, as_json)
 
 
 def _chosen(names: Sequence[str]) -> tuple[list[Part], list[str]]:
@@ -111,11 +111,11 @@ def _read(part: Part) -> Any:
 # Running
 
 
-def _run(chosen: Sequence[Part], broken: Sequence[str], stale: bool, fast: bool, jobs: int, as_json: bool) -> None:
+def _run(chosen: Sequence[Part], broken: Sequence[str], stale: bool, fast: bool, jobs: int, threads: int, as_json: bool) -> None:
     if not chosen:
         note("nothing to verify: all evidence is fresh." if stale else "none of these parts has claims.")
     kinds: tuple[Kind, ...] = ("exact",) if fast else ()
-    found = _apart(chosen, fast, jobs) if jobs > 1 and len(chosen) > 1 else _here(chosen, kinds)
+    found = _apart(chosen, fast, jobs, threads) if jobs > 1 and len(chosen) > 1 else _here(chosen, kinds, threads)
     emit({"parts": found, "broken": list(broken)}, as_json, lambda _: table(found))
     entries = [entry for part in found for entry in part["claims"]]
     if broken or any(
@@ -124,7 +124,7 @@ def _run(chosen: Sequence[Part], broken: Sequence[str], stale: bool, fast: bool,
         raise typer.Exit(1)
 
 
-def _here(parts: Sequence[Part], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
+def _here(parts: Sequence[Part], kinds: Sequence[Kind], threads: int) -> list[dict[str, Any]]:
     from tessera.lab.claim import claims_of
     from tessera.lab.lab import Lab
     from tessera.lab.verify import verify as run
@@ -137,7 +137,7 @@ def _here(parts: Sequence[Part], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
             def said(part: Part, claim: Claim, entry: Entry | None) -> None:
                 tell(f"{part.name}: {claim.title}", None if entry is None else f"{entry.verdict}, {entry.seconds:.1f} s")
 
-            done = run(part, Lab(), kinds=kinds, on_claim=said)
+            done = run(part, Lab(threads=threads), kinds=kinds, on_claim=said)
             found.append(asdict(done.evidence) | {"written": None if done.written is None else str(done.written)})
     return found
 
@@ -159,16 +159,13 @@ def _telling(total: int) -> Iterator[Any]:
         yield tell
 
 
-def _apart(parts: Sequence[Part], fast: bool, jobs: int) -> list[dict[str, Any]]:
-    """Each part in a process of its own, `jobs` at a time, which share the processor's cores."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+def _apart(parts: Sequence[Part], fast: bool, jobs: int, threads: int) -> list[dict[str, Any]]:
+    """Each part in a process of its own, `jobs` at a time."""
 
     def one(part: Part) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "tessera.cli.main", "verify", f"{part.socket}/{part.name}", "--json"]
-        done = subprocess.run(
-            [*command, *(["--fast"] if fast else [])], capture_output=True, text=True, check=False, env=environment
-        )
+        command += ["--threads", str(threads), *(["--fast"] if fast else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         try:
             parts: list[dict[str, Any]] = json.loads(done.stdout)["parts"]
         except (ValueError, KeyError):
@@ -224,7 +221,7 @@ def _is_there(part: Part) -> bool:
     return evidence.path_of(part).is_file()
 
 
-def _sample(chosen: Sequence[Part], key: str, budget: float, as_json: bool) -> None:
+def _sample(chosen: Sequence[Part], key: str, budget: float, threads: int, as_json: bool) -> None:
     """Runs claims anew, with nothing kept from earlier runs. Exit code 1 if a verdict differs from the evidence."""
     import tempfile
     from pathlib import Path
@@ -243,7 +240,7 @@ def _sample(chosen: Sequence[Part], key: str, budget: float, as_json: bool) -> N
                 outcome = f"{result.now.verdict}, {'as' if result.agrees else 'UNLIKE'} its evidence, {result.now.seconds:.1f} s"
             tell(f"{one.part.name}: {one.claim.title}", outcome)
 
-        found = again(drawn, Lab(cache=Path(folder)), said)
+        found = again(drawn, Lab(cache=Path(folder), threads=threads), said)
     emit({"key": key, "budget": budget, "claims": found}, as_json, lambda _: sampled(found))
     if not all(result.agrees for result in found):
         raise typer.Exit(1)
