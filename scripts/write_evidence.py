@@ -21,7 +21,7 @@ HEAD = """# Evidence
 
 What `tessera verify` measured, by part; this page is written by `scripts/write_evidence.py` from `src/tessera/evidence`. `holds`:
 all of a claim's conditions are met, `partly`: some, `not reproduced`: none. An effect that does not show on the small models of
-this package may show on larger ones; the numbers, baselines and controls are in the files and in `tessera show NAME`. Exact claims
+this package may show on larger ones; numbers, baselines and controls are in the files and in `tessera show NAME`. Exact claims
 (parity with a naive reference or a published implementation) are counted together.
 """
 
