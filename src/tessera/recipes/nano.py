@@ -91,7 +91,7 @@ def nano() -> Recipe:
             stages=[
                 Stage(name="places", steps=1000, train=dict(TRAINED), schedule=steady),
                 Stage(name="few", steps=700, train=dict(TRAINED), schedule=steady),
-                Stage(name="many", steps=4000, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
+                Stage(name="many", steps=3500, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,
