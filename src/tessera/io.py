@@ -32,8 +32,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    except Exception as error:
+        if (told := disk_error(error, path)) is error:
+            raise
+        raise told from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,8 +61,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if aside.exists():
                 os.replace(aside, path)
             raise
-    except OSError as error:
-        raise disk_error(error, path) from error
+    except Exception as error:
+        if (told := disk_error(error, path)) is error:
+            raise
+        raise told from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
@@ -77,9 +81,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
+def disk_error(error: Exception, path: Path) -> Exception:
     """A full disk as a sentence; any other error as it was."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors has an error of its own, which says the system's number in its text only.
+    if getattr(error, "errno", None) not in full and not any(f"(os error {code})" in str(error) for code in full):
         return error
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free

@@ -10,7 +10,6 @@ There is no random state to keep: the trainer seeds every step from (seed, step,
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -142,11 +140,7 @@ def _step(folder: Path) -> int:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        full = next((code for code in (errno.ENOSPC, errno.EDQUOT) if f"os error {code}" in str(error)), None)
-        raise (OSError(full, os.strerror(full)) if full else error) from error
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     shutil.copymode(path.parent, path)  # safetensors makes files that only their owner reads
     path.chmod(path.stat().st_mode & 0o666)
     with path.open("rb") as written:
