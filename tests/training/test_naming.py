@@ -14,7 +14,9 @@ from tessera.training.naming import SHARE, TokenNames
 from tessera.training.options import Questions
 from tessera.training.world_questions import WorldQuestions
 from tessera.world import World, WorldConfig
+from tessera.world.backgrounds import TINTS
 from tessera.world.concepts import concepts
+from tessera.world.scene import STYLES
 from tessera.world.vocabulary import words
 
 GRID = 7
@@ -39,7 +41,7 @@ def test_a_token_is_named_after_the_thing_that_fills_most_of_it(
     sample = World(WorldConfig(kinds={"scene": 1.0})).sample(index, "scene")
     drawing = sample.drawings(owner=True)[0]
     owner, side = np.asarray(drawing.owner), 112 // GRID
-    found = names.words(sample.frames[0], drawing)
+    found = names.words(sample.frames[0], drawing, sample.rng("naming"))
     for token in range(GRID**2):
         y, x = divmod(token, GRID)
         cell = owner[y * side : (y + 1) * side, x * side : (x + 1) * side]
@@ -56,7 +58,7 @@ def test_a_token_is_named_after_the_thing_that_fills_most_of_it(
 def test_text_is_spelt_by_the_tokens_under_it(names: TokenNames, processor: SimpleNamespace, index: int) -> None:
     sample = World(WorldConfig(kinds={"text": 1.0})).sample(index, "text")
     scene = sample.frames[0]
-    found = names.words(scene, sample.drawings(owner=True)[0])
+    found = names.words(scene, sample.drawings(owner=True)[0], sample.rng("naming"))
     pieces = {p for sign in scene.signs for p in processor.tokenizer(sign.text)["input_ids"]}
     assert pieces & set(found.tolist())
 
@@ -76,7 +78,7 @@ def test_labels_stand_one_behind_the_visual_tokens_and_never_outside_the_images(
     packed = pack(prefix, [([6, 20], [21, 2], None)], 200)
     before = packed.labels.copy()
     names.label(packed, sample, drawings)
-    expected = np.concatenate([names.words(s, d) for s, d in zip(sample.frames, drawings, strict=True)])
+    expected = np.concatenate([names.words(s, d, sample.rng("naming")) for s, d in zip(sample.frames, drawings, strict=True)])
     places = np.flatnonzero(packed.input_ids == IMAGE)
     for place, word in zip(places, expected, strict=True):
         if place + 1 == len(prefix):
@@ -99,6 +101,24 @@ def test_blind_training_has_no_names(processor: SimpleNamespace) -> None:
     world = [World(WorldConfig(kinds={"scene": 1.0}))]
     batch = WorldQuestions(world, processor, Questions(several=(0.0, 0.0), naming=0.3), 2, blind=True).collate([0, 1])
     assert "pixel_values" not in batch and (batch["labels"][batch["segment_ids"] == 0] == IGNORED).all()
+
+
+def test_some_things_are_told_by_their_look(processor: SimpleNamespace) -> None:
+    looking, world = TokenNames(processor, 0.25, looks=0.5), World(WorldConfig(kinds={"scene": 1.0}))
+    told: dict[str, int] = {}
+    for index in range(40):
+        sample = world.sample(index, "scene")
+        scene = sample.frames[0]
+        if scene.signs:
+            continue
+        found = set(looking.words(scene, sample.drawings(owner=True)[0], sample.rng("naming")).tolist()) - {-1}
+        said = {processor.tokenizer.convert_ids_to_tokens(i) for i in found}
+        looks = {t.tint for t in scene.things} | {STYLES[t.style] for t in scene.things}
+        assert said <= looks | {concepts()[t.concept].name.split()[0] for t in scene.things}
+        for word in said:
+            kind = "style" if word in STYLES else "tint" if word in TINTS else "name"
+            told[kind] = told.get(kind, 0) + 1
+    assert told["name"] > told["style"] > told["tint"] > 0
 
 
 def test_tokens_that_are_no_square_cannot_be_named(processor: SimpleNamespace) -> None:

@@ -59,15 +59,25 @@ def nano() -> Recipe:
 
     Its first lesson is nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
     questions from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a
-    few hundred and then carries the rest.
-    Besides, every visual token is followed by the name of what it shows (`questions.naming`).
+    few hundred and then carries the rest. How things look is a lesson of its own for the same reason.
+    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its look (`questions.looks`).
     """
     few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))
+    scenes = WorldConfig(kinds={"scene": 1.0})
     written = WorldConfig(kinds={"text": 1.0}, things=(1, 4))
     kinds = {"scene": 0.66, "text": 0.20, "chart": 0.14}
     alone = Questions(several=(0.0, 0.0), captions=(0.0, 0.0, 0.0), naming=0.3)
     placing = replace(alone, text_tokens=80, lists=1.0, forms={"places": 1.0}, most=0)
+    looking = replace(placing, text_tokens=144, looks=0.5, forms={"looks": 2.0, "kinds": 1.0, "places": 1.0})
     asking = replace(alone, text_tokens=144, lists=0.6, weights=dict(WEIGHTS))
+    everything = Questions(
+        text_tokens=144,
+        captions=(0.10, 0.05, 0.03),
+        lists=0.5,
+        several=(0.14, 0.09),
+        naming=0.3,
+        weights=dict(WEIGHTS),
+    )
     steady = Schedule(kind="wsd", warmup=50, final=0.3)
     return Recipe(
         name="nano",
@@ -77,21 +87,18 @@ def nano() -> Recipe:
         lessons={
             "places": Lesson(worlds=[few, few, written], questions=placing),
             "few": Lesson(worlds=[few, few, few, written], questions=asking),
+            "looks": Lesson(worlds=[few, few, scenes], questions=looking),
+            "again": Lesson(questions=replace(everything, looks=0.3)),
         },
         worlds=[WorldConfig(kinds=kinds)],
-        questions=Questions(
-            text_tokens=144,
-            captions=(0.10, 0.05, 0.03),
-            lists=0.5,
-            several=(0.14, 0.09),
-            naming=0.3,
-            weights=dict(WEIGHTS),
-        ),
+        questions=everything,
         training=TrainConfig(
             stages=[
                 Stage(name="places", steps=1000, train=dict(TRAINED), schedule=steady),
                 Stage(name="few", steps=700, train=dict(TRAINED), schedule=steady),
                 Stage(name="many", steps=3500, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
+                Stage(name="looks", steps=500, train=dict(TRAINED), schedule=steady),
+                Stage(name="again", steps=1150, train={**TRAINED, "*": 0.5}, schedule=Schedule(warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

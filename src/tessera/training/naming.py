@@ -3,7 +3,8 @@
 Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
 The world knows what is under every token, so the same loss that teaches answers can teach the names token by token: after
 visual token i the language model is to say the first word of the thing that fills most of its cell, or the character that
-stands there on a sign. Nothing of this is seen by the model as input. Own method, in the spirit of token labelling (All Tokens
+stands there on a sign. Of some things it is to say the look in place of the name, or the connector keeps nothing but what tells
+names apart. Nothing of this is seen by the model as input. Own method, in the spirit of token labelling (All Tokens
 Matter, arXiv 2104.10858), with words of the language model as the classes.
 """
 
@@ -20,7 +21,8 @@ from tessera.errors import UserError
 from tessera.world.concepts import concepts
 from tessera.world.dataset import Sample
 from tessera.world.render import Drawing
-from tessera.world.scene import Box, Scene
+from tessera.world.rng import Rng
+from tessera.world.scene import STYLES, Box, Scene, Thing
 
 SHARE = 0.35
 """Least share of a token's cell that a thing must fill to name it."""
@@ -29,11 +31,12 @@ SHARE = 0.35
 class TokenNames:
     """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
 
-    `weight` is that of each such label's loss; an answer's tokens share about 1. Raises `UserError` for other numbers of tokens.
+    `weight` is that of each such label's loss; an answer's tokens share about 1. `looks` is the share of things that are told by
+    their look: tinted ones by tint or style, others by style. Raises `UserError` for other numbers of tokens.
     """
 
-    def __init__(self, processor: Any, weight: float) -> None:
-        self.weight, self.tokenizer = weight, processor.tokenizer
+    def __init__(self, processor: Any, weight: float, looks: float = 0.0) -> None:
+        self.weight, self.looks, self.tokenizer = weight, looks, processor.tokenizer
         self.grid = math.isqrt(processor.tokens_per_image)
         if self.grid**2 != processor.tokens_per_image:
             raise UserError(
@@ -46,14 +49,16 @@ class TokenNames:
     def label(self, packed: Packed, sample: Sample, drawings: Sequence[Drawing]) -> None:
         """Writes labels and weights into `packed`, whose prefix holds the images of `sample`, drawn with `owner`."""
         places = np.flatnonzero((packed.input_ids == self.image_id) & (packed.segment_ids == 0))
-        words = np.concatenate([self.words(scene, d) for scene, d in zip(sample.frames, drawings, strict=True)])
+        rng = sample.rng("naming")
+        words = np.concatenate([self.words(scene, d, rng) for scene, d in zip(sample.frames, drawings, strict=True)])
         # Labels are not shifted, and the one after the prefix belongs to a question.
         known = (words >= 0) & (places + 1 < np.count_nonzero(packed.segment_ids == 0))
         packed.labels[places[known] + 1] = words[known]
         packed.loss_weights[places[known] + 1] = self.weight
 
-    def words(self, scene: Scene, drawing: Drawing) -> np.ndarray:
-        """Token id per visual token of an image, int64 [g * g]; -1 where neither thing nor character is."""
+    def words(self, scene: Scene, drawing: Drawing, rng: Rng) -> np.ndarray:
+        """Token id per visual token of an image, int64 [g * g]; -1 where neither thing nor character is. `rng` says which things
+        are told by their look."""
         g, owner = self.grid, np.asarray(drawing.owner)
         h, w = (side - side % g for side in owner.shape)
         cells = owner[:h, :w].reshape(g, h // g, g, w // g).transpose(0, 2, 1, 3).reshape(g * g, -1)
@@ -61,7 +66,7 @@ class TokenNames:
         most = np.full(g * g, SHARE)
         for index, thing in enumerate(scene.things):
             share = (cells == index).mean(1)
-            found[share >= most] = self._id(concepts()[thing.concept].name)
+            found[share >= most] = self._id(self._said(thing, rng))
             most = np.maximum(most, share)
         for text, boxes in _written(scene, drawing):
             # The leftmost character of a cell stays: the language model reads on from there.
@@ -70,6 +75,11 @@ class TokenNames:
                 if 0 <= column < g and 0 <= row < g:
                     found[row * g + column] = piece
         return found
+
+    def _said(self, thing: Thing, rng: Rng) -> str:
+        if self.looks and rng.chance(self.looks):
+            return rng.choice([STYLES[thing.style], *([thing.tint, thing.tint] if thing.tint else [])])
+        return concepts()[thing.concept].name
 
     def _id(self, name: str) -> int:
         return self._pieces(name)[0]

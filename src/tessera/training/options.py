@@ -17,7 +17,7 @@ class Questions:
     that one of several images is; lists: chance that everything in a single image is listed (`tessera.world.lists`), and forms:
     the weights of the lists' forms (none given: each as often; those that a sample does not have are passed over); several:
     shares of batches with pairs and with clips; naming: weight of the loss of `tessera.training.naming`, by which every visual
-    token is followed by the name of what it shows.
+    token is followed by the name of what it shows, and looks: the share of things that are told by their look instead.
     """
 
     text_tokens: int = 128
@@ -30,3 +30,4 @@ class Questions:
     several: tuple[float, float] = (0.14, 0.10)
     weights: dict[str, float] = field(default_factory=dict)
     naming: float = 0.0
+    looks: float = 0.0

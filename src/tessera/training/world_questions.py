@@ -42,7 +42,7 @@ class WorldQuestions:
         for name in options.types:
             if name not in TYPES:
                 raise unknown("question type in questions.types:", name, TYPES)
-        self._names = TokenNames(processor, options.naming) if options.naming and not blind else None
+        self._names = TokenNames(processor, options.naming, options.looks) if options.naming and not blind else None
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """The samples of `indices` (of one block) as one batch of the model's inputs.
