@@ -238,7 +238,7 @@ class Cook(nn.Module):
 
 
 def single_things(lab: Lab, count: int, **options: Any) -> Data:
-    """Images of one novel thing each, and the categories of the things, of nearly `count` scenes."""
+    """Images of one novel thing each, and the categories of the things."""
     import numpy as np
 
     from tessera.training.dense import to_pixels
@@ -246,7 +246,7 @@ def single_things(lab: Lab, count: int, **options: Any) -> Data:
 
     names = sorted(by_category("all"))
     world = lab.world(things=(1, 1), kinds={"scene": 1.0}, pool="novel", **options)
-    samples = [s for i in range(count) if (s := world[i]).frames[0].things]  # some hold a sign alone
+    samples = [world[i] for i in range(count)]
     labels = [names.index(concepts()[s.frames[0].things[0].concept].category) for s in samples]
     return to_pixels([np.asarray(s.images()[0]) for s in samples]), torch.tensor(labels)
 

@@ -331,7 +331,7 @@ def beats_chance(lab: Lab) -> Finding:
 
     def batch(split: str, first: int, count: int) -> tuple[Tensor, Tensor]:
         world = lab.world(split=split, width=64, height=64, things=(1, 1), kinds={"scene": 1.0})
-        samples = [s for index in range(first, first + count) if (s := world[index]).truth()]  # some hold a sign alone
+        samples = [s for index in range(first, first + count) if (s := world[index]).truth()]  # a few hold signs alone
         labels = [names.index(s.truth()[0].category) for s in samples]
         return to_pixels([np.asarray(s.images()[0]) for s in samples]), torch.tensor(labels)
 
