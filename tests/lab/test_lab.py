@@ -180,9 +180,10 @@ def test_means_and_spreads() -> None:
     assert mean([1.0, 2.0, 3.0]) == 2 and spread([1.0, 2.0, 3.0]) == 1 and spread([4.0]) == 0
 
 
-def test_texts_of_plain_data_name_the_parts(lab: Lab) -> None:
-    found = lab._parts_in({"parts": {"tokens": {"kind": "pixel_shuffle"}, "x": ["fopru", 3, None]}, "mlp": True})
-    assert {"tokens/pixel_shuffle", "tokens/fopru", "connectors/mlp"} <= found.keys()
+def test_kinds_in_plain_data_name_the_parts(lab: Lab) -> None:
+    plain = {"parts": {"tokens": {"kind": "pixel_shuffle"}, "x": [{"kind": "mlp"}, "fopru", 3]}, "kinds": {"clip": 1.0}}
+    found = lab._parts_in(plain)
+    assert found.keys() == {"tokens/pixel_shuffle", "connectors/mlp"}, "the world's clips are not the part of that name"
     assert all(len(value) == 16 for value in found.values())
 
 
