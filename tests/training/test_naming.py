@@ -16,7 +16,9 @@ from tessera.training.world_questions import WorldQuestions
 from tessera.world import World, WorldConfig
 from tessera.world.backgrounds import TINTS
 from tessera.world.concepts import concepts
-from tessera.world.scene import STYLES
+from tessera.world.render import Drawing
+from tessera.world.scene import STYLES, Box, Scene
+from tessera.world.text import SIGN_COLOURS
 from tessera.world.vocabulary import words
 
 GRID = 7
@@ -114,11 +116,33 @@ def test_some_things_are_told_by_their_look(processor: SimpleNamespace) -> None:
         found = set(looking.words(scene, sample.drawings(owner=True)[0], sample.rng("naming")).tolist()) - {-1}
         said = {processor.tokenizer.convert_ids_to_tokens(i) for i in found}
         looks = {t.tint for t in scene.things} | {STYLES[t.style] for t in scene.things}
-        assert said <= looks | {concepts()[t.concept].name.split()[0] for t in scene.things}
+        kinds = {concepts()[t.concept].category.split()[0] for t in scene.things}
+        assert said <= looks | kinds | {concepts()[t.concept].name.split()[0] for t in scene.things}
         for word in said:
-            kind = "style" if word in STYLES else "tint" if word in TINTS else "name"
+            kind = "style" if word in STYLES else "tint" if word in TINTS else "kind" if word in kinds else "name"
             told[kind] = told.get(kind, 0) + 1
-    assert told["name"] > told["style"] > told["tint"] > 0
+    assert told["name"] > told["style"] > told["tint"] > 0 and told["kind"] > told["tint"]
+
+
+def test_some_signs_are_told_by_their_colour(processor: SimpleNamespace) -> None:
+    looking, world = TokenNames(processor, 0.25, looks=0.5), World(WorldConfig(kinds={"text": 1.0}, things=(1, 4)))
+    coloured = spelt = 0
+    for index in range(40):
+        sample = world.sample(index, "text")
+        scene = sample.frames[0]
+        drawing = sample.drawings(owner=True)[0]
+        found = looking.words(scene, drawing, sample.rng("naming"))
+        for sign, boxes in zip(scene.signs, _characters(scene, drawing), strict=True):
+            under = {int((y0 + y1) / 2 * GRID) * GRID + int((x0 + x1) / 2 * GRID) for x0, y0, x1, y1 in boxes}
+            said = {processor.tokenizer.convert_ids_to_tokens(int(found[place])) for place in under}
+            coloured += said == {SIGN_COLOURS[sign.palette][0]}
+            spelt += said <= set(processor.tokenizer.convert_ids_to_tokens(processor.tokenizer(sign.text)["input_ids"]))
+    assert coloured > 10 and spelt > 10
+
+
+def _characters(scene: Scene, drawing: Drawing) -> list[list[Box]]:
+    left = [box for _, box in drawing.characters]
+    return [[left.pop(0) for _ in sign.text] for sign in scene.signs]
 
 
 def test_tokens_that_are_no_square_cannot_be_named(processor: SimpleNamespace) -> None:

@@ -52,6 +52,8 @@ WEIGHTS = {
     "position": 1.5,
     "size": 1.5,
 }
+LATER = {"size": 3.0, "count": 3.0, "odd": 3.0, "reading": 2.5, "distance": 2.5, "chart": 2.0, "total": 1.5, "multihop": 1.5}
+"""What is learned late, once the rest is known."""
 
 
 def nano() -> Recipe:
@@ -60,7 +62,8 @@ def nano() -> Recipe:
     Its first lesson is nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
     questions from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a
     few hundred and then carries the rest. How things look is a lesson of its own for the same reason.
-    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its look (`questions.looks`).
+    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its look or kind
+    (`questions.looks`).
     """
     few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))
     scenes = WorldConfig(kinds={"scene": 1.0})
@@ -87,8 +90,8 @@ def nano() -> Recipe:
         lessons={
             "places": Lesson(worlds=[few, few, written], questions=placing),
             "few": Lesson(worlds=[few, few, few, written], questions=asking),
-            "looks": Lesson(worlds=[few, few, scenes], questions=looking),
-            "again": Lesson(questions=replace(everything, looks=0.3)),
+            "looks": Lesson(worlds=[few, scenes, scenes, written], questions=looking),
+            "again": Lesson(questions=replace(everything, looks=0.4, weights=dict(LATER))),
         },
         worlds=[WorldConfig(kinds=kinds)],
         questions=everything,
@@ -97,8 +100,8 @@ def nano() -> Recipe:
                 Stage(name="places", steps=1000, train=dict(TRAINED), schedule=steady),
                 Stage(name="few", steps=700, train=dict(TRAINED), schedule=steady),
                 Stage(name="many", steps=3500, train=dict(TRAINED), schedule=Schedule(warmup=50, final=0.02)),
-                Stage(name="looks", steps=500, train=dict(TRAINED), schedule=steady),
-                Stage(name="again", steps=1150, train={**TRAINED, "*": 0.5}, schedule=Schedule(warmup=50, final=0.02)),
+                Stage(name="looks", steps=800, train=dict(TRAINED), schedule=steady),
+                Stage(name="again", steps=3600, train={**TRAINED, "*": 0.7}, schedule=Schedule(warmup=50, final=0.02)),
             ],
             optim=OptimConfig(lr=3e-3, muon_lr=0.02),
             batch_size=24,

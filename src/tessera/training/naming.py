@@ -3,9 +3,9 @@
 Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
 The world knows what is under every token, so the same loss that teaches answers can teach the names token by token: after
 visual token i the language model is to say the first word of the thing that fills most of its cell, or the character that
-stands there on a sign. Of some things it is to say the look in place of the name, or the connector keeps nothing but what tells
-names apart. Nothing of this is seen by the model as input. Own method, in the spirit of token labelling (All Tokens
-Matter, arXiv 2104.10858), with words of the language model as the classes.
+stands there on a sign. Of some it is to say the look or the kind in place of the name, or the colour of a sign in place of its
+text: otherwise the connector keeps nothing but what tells names apart. Nothing of this is seen by the model as input. Own
+method, in the spirit of token labelling (All Tokens Matter, arXiv 2104.10858), with words of the language model as the classes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tessera.world.dataset import Sample
 from tessera.world.render import Drawing
 from tessera.world.rng import Rng
 from tessera.world.scene import STYLES, Box, Scene, Thing
+from tessera.world.text import SIGN_COLOURS
 
 SHARE = 0.35
 """Least share of a token's cell that a thing must fill to name it."""
@@ -32,7 +33,7 @@ class TokenNames:
     """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
 
     `weight` is that of each such label's loss; an answer's tokens share about 1. `looks` is the share of things that are told by
-    their look: tinted ones by tint or style, others by style. Raises `UserError` for other numbers of tokens.
+    tint, style or category, and of signs that are told by their colour. Raises `UserError` for other numbers of tokens.
     """
 
     def __init__(self, processor: Any, weight: float, looks: float = 0.0) -> None:
@@ -58,7 +59,7 @@ class TokenNames:
 
     def words(self, scene: Scene, drawing: Drawing, rng: Rng) -> np.ndarray:
         """Token id per visual token of an image, int64 [g * g]; -1 where neither thing nor character is. `rng` says which things
-        are told by their look."""
+        and signs are told by their look."""
         g, owner = self.grid, np.asarray(drawing.owner)
         h, w = (side - side % g for side in owner.shape)
         cells = owner[:h, :w].reshape(g, h // g, g, w // g).transpose(0, 2, 1, 3).reshape(g * g, -1)
@@ -68,9 +69,11 @@ class TokenNames:
             share = (cells == index).mean(1)
             found[share >= most] = self._id(self._said(thing, rng))
             most = np.maximum(most, share)
-        for text, boxes in _written(scene, drawing):
+        for text, boxes, colour in _written(scene, drawing):
+            coloured = bool(self.looks and colour) and rng.chance(self.looks)
             # The leftmost character of a cell stays: the language model reads on from there.
-            for piece, (x0, y0, x1, y1) in reversed(list(zip(self._pieces(text), boxes, strict=True))):
+            pieces = [self._id(colour)] * len(boxes) if coloured else self._pieces(text)
+            for piece, (x0, y0, x1, y1) in reversed(list(zip(pieces, boxes, strict=True))):
                 column, row = int((x0 + x1) / 2 * g), int((y0 + y1) / 2 * g)
                 if 0 <= column < g and 0 <= row < g:
                     found[row * g + column] = piece
@@ -78,7 +81,8 @@ class TokenNames:
 
     def _said(self, thing: Thing, rng: Rng) -> str:
         if self.looks and rng.chance(self.looks):
-            return rng.choice([STYLES[thing.style], *([thing.tint, thing.tint] if thing.tint else [])])
+            kind = concepts()[thing.concept].category
+            return rng.choice([STYLES[thing.style], kind, *([thing.tint, thing.tint] if thing.tint else [])])
         return concepts()[thing.concept].name
 
     def _id(self, name: str) -> int:
@@ -97,12 +101,13 @@ class TokenNames:
         return self._known[text]
 
 
-def _written(scene: Scene, drawing: Drawing) -> Iterator[tuple[str, list[Box]]]:
-    """Every text of a drawing with the boxes of its characters."""
+def _written(scene: Scene, drawing: Drawing) -> Iterator[tuple[str, list[Box], str]]:
+    """Every text of a drawing with the boxes of its characters, and of a sign the name of its colour."""
     start = 0
     for sign in scene.signs:
-        yield sign.text, [box for _, box in drawing.characters[start : start + len(sign.text)]]
+        boxes = [box for _, box in drawing.characters[start : start + len(sign.text)]]
+        yield sign.text, boxes, SIGN_COLOURS[sign.palette][0]
         start += len(sign.text)
     for text, (x0, y0, x1, y1), _ in drawing.strings:
         step = (x1 - x0) / len(text)
-        yield text, [(x0 + step * i, y0, x0 + step * (i + 1), y1) for i in range(len(text))]
+        yield text, [(x0 + step * i, y0, x0 + step * (i + 1), y1) for i in range(len(text))], ""

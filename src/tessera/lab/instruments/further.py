@@ -1,6 +1,7 @@
-"""A reference model learns on by an objective or with a tuning, and how often it then sees what is not there.
+"""A reference model learns on by an objective, with a tuning or from records, and how often it then sees what is not there.
 
 model, processor = learned(lab, objective={"kind": "povid"}, seed=0)
+model, processor = taught(lab, records, seed=0, steps=40)
 share = wrong_yes(lab.evaluate(model, processor, types=("existence",)))
 """
 
@@ -16,6 +17,7 @@ from tessera.evaluation.result import Result, words
 from tessera.world import WorldConfig
 
 if TYPE_CHECKING:
+    from tessera.data.records import Record
     from tessera.lab.lab import Lab, Model
 
 RECIPES = {"nano": "nano", "nano-clip": "nano_clip"}
@@ -57,6 +59,26 @@ def learned(
         objective=None if objective is None else dict(objective),
         tuning=None if tuning is None else dict(tuning),
         training=training,
+    )
+    return lab.train(made, seed=seed)
+
+
+def taught(lab: Lab, records: Sequence[Record], *, seed: int, steps: int) -> Model:
+    """The reference vision-language model after `steps` steps of 16 conversations, with the optimiser that it was made with, at
+    less than its rates; encoders stay as they are."""
+    from tessera.data.engine import write_once
+    from tessera.recipes.recipe import recipe
+    from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
+
+    stage = Stage(name="further", steps=steps, train={"*": 1.0, "encoders.*": 0.0}, schedule=Schedule(warmup=5))
+    optim = OptimConfig(lr=1e-3, muon_lr=0.01)
+    made = replace(
+        recipe(RECIPES["nano"]),
+        name="further",
+        start={"*": "nano"},
+        lessons={},
+        data=str(write_once(records, lab.cache / "data")),
+        training=TrainConfig(stages=[stage], optim=optim, batch_size=16, compile="off"),
     )
     return lab.train(made, seed=seed)
 

@@ -266,29 +266,6 @@ def _records(items: Sequence[Item], pictures: bool) -> list[Record]:
     return made
 
 
-def _tuned(lab: Lab, name: str, records: Sequence[Record], steps: int, seed: int) -> tuple[Any, Any]:
-    """The reference model trained on with some records."""
-    from tessera.data.engine import write_once
-    from tessera.recipes import nano
-    from tessera.recipes.recipe import Recipe
-    from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
-
-    recipe = Recipe(
-        name=f"mmstar-{name}",
-        about="The reference model with more questions.",
-        model=nano.model(layers=8, width=224, hidden=608),
-        start={"*": "nano"},
-        data=str(write_once(records, lab.cache / "data")),
-        training=TrainConfig(
-            stages=[Stage(steps=steps, train=dict(nano.TRAINED), schedule=Schedule(warmup=5))],
-            optim=OptimConfig(lr=1e-3, muon_lr=0.01),
-            batch_size=16,
-            compile="off",
-        ),
-    )
-    return lab.train(recipe, seed=seed)
-
-
 @claim(
     "answers are read by the published rules, and both metrics are their formulas",
     kind="exact",
@@ -322,11 +299,12 @@ def drops_planted(lab: Lab) -> Finding:
     """40 % planted questions among test questions; the judges are the reference model trained on with text of the train split
     alone, three seeds; a judge that guesses as a control."""
     from tessera.evaluation.answering import Answer
+    from tessera.lab.instruments.further import taught
 
     options = WorldConfig(split="train", kinds={"scene": 0.7, "text": 0.1, "chart": 0.2}, things=(2, 6))
-    taught = MMStar(MMStar.Config(per_axis=30, world=options)).items()
-    text = _records([*taught, *planted(taught * 2)], pictures=False)
-    judges = [_tuned(lab, "judge", text, 80, seed) for seed in lab.seeds]
+    lesson = MMStar(MMStar.Config(per_axis=30, world=options)).items()
+    text = _records([*lesson, *planted(lesson * 2)], pictures=False)
+    judges = [taught(lab, text, seed=seed, steps=240) for seed in lab.seeds]
     visual = MMStar(MMStar.Config(per_axis=12)).items()
     false = planted(visual)[: round(len(visual) * 2 / 3)]
     bench = MMStar(MMStar.Config(), [*visual, *false])
@@ -370,6 +348,7 @@ def drops_planted(lab: Lab) -> Finding:
 )
 def tells_leaks(lab: Lab) -> Finding:
     """Val questions leaked into 40 steps of training, 30 or 90 of 90; a twin trained on as many train questions; three seeds."""
+    from tessera.lab.instruments.further import taught
     from tessera.lab.lab import mean, spread
 
     kinds = {"kinds": {"scene": 0.7, "text": 0.1, "chart": 0.2}, "things": (2, 6)}
@@ -381,7 +360,7 @@ def tells_leaks(lab: Lab) -> Finding:
     found: dict[str, list[float]] = {"30 leaked": [], "all leaked": [], "clean": []}
     for seed in lab.seeds:
         for name, chosen in (("30 leaked", items[:30]), ("all leaked", items), ("clean", clean)):
-            tuned = _tuned(lab, name.replace(" ", "-"), _records(chosen, pictures=True), 40, seed)
+            tuned = taught(lab, _records(chosen, pictures=True), seed=seed, steps=40)
             found[name].append(leakage(bench.run(*tuned, blind=True), blind).value)
     few, all_, none = (mean(found[k]) for k in ("30 leaked", "all leaked", "clean"))
     gained = gain(seen, blind)

@@ -201,8 +201,9 @@ def uniform_without_image(lab: Lab) -> Finding:
 
 @claim("a model that learned to say yes too often is put right without training", kind="effect", paper="tables 2, 4")
 def removes_the_skew(lab: Lab) -> Finding:
-    """The reference model learns on with questions of which 80 % are answered yes, and is asked a balanced test bare (baseline)
-    and with visual debias decoding. Control: the same decoding on the reference model itself, which has no such skew."""
+    """The reference model learns on with answers of which three noes in five were turned into yes, so that 80 % are yes, and is
+    asked a balanced test bare (baseline) and with visual debias decoding. Control: the same decoding on the reference model
+    itself, which has no such skew. (Right answers of which 80 % are yes skew nothing: the picture tells them all.)"""
     from tessera.lab.instruments.trials import yes_rate
     from tessera.lab.instruments.tune import tuned
     from tessera.lab.lab import mean, spread
@@ -239,19 +240,19 @@ def removes_the_skew(lab: Lab) -> Finding:
 
 
 def mostly_yes(seed: int, step: int, count: int) -> list[Any]:
-    """Rows for training: whether something is there, four times of five it is."""
+    """Rows for training: whether something is there, which it is in every second one; three noes in five are turned into yes."""
     from tessera.world import World
     from tessera.world.rng import Rng
 
     world, rows = World(split="train", kinds={"scene": 1.0}), list[Any]()
     index = 20_000_000 * (seed + 1) + step * 8 * count
     while len(rows) < count:
-        sample = world[index]
-        wanted = "yes" if Rng("mostly yes", index).chance(0.8) else "no"
+        sample, rng = world[index], Rng("mostly yes", index)
         index += 1
+        wanted = "yes" if len(rows) % 2 else "no"
         questions = [q for q in sample.questions(("existence",)) if q.answer == wanted]
         if questions:
-            rows.append((sample.images(), questions[0].text, wanted))
+            rows.append((sample.images(), questions[0].text, "yes" if rng.chance(0.6) else wanted))
     return rows
 
 

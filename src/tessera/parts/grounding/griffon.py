@@ -315,39 +315,23 @@ def scores_rank(lab: Lab) -> Finding:
 
 @claim("without negatives in training it makes things up", kind="effect", paper="section 3.2")
 def negatives(lab: Lab) -> Finding:
-    """The reference model trained on for 60 steps with and without the scenario of no referent; prompts for absent things."""
-    from tessera.data.engine import write_once
+    """The reference model trained on for 160 steps with and without the scenario of no referent; prompts for absent things."""
+    from tessera.lab.instruments.further import taught
     from tessera.lab.lab import mean, spread
-    from tessera.recipes import nano
-    from tessera.recipes.recipe import Recipe
-    from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 
     griffon = Griffon(Griffon.Config(codec="hundredths", max_new_tokens=48))
     options = {"kinds": {"scene": 1.0}, "things": (1, 4)}
     train, test = lab.world(split="train", **options), lab.world(**options)
-    samples = [train[i] for i in range(330)]
-    asked = [test[i] for i in range(120)]
+    samples = [train[i] for i in range(900)]
+    asked = [test[i] for i in range(100)]
     absent = [griffon.absent(s, Rng("absent", s.index), 1) for s in asked]
     present = [[Rng("present", s.index).choice(s.truth()).name] for s in asked]
     made: dict[str, list[float]] = {"with": [], "without": []}
     hits: dict[str, list[float]] = {"with": [], "without": []}
     for arm, scenarios in (("with", SCENARIOS), ("without", SCENARIOS[:2])):
-        records = Rng("griffon", arm).pick(griffon.records(samples, scenarios), 660)
-        recipe = Recipe(
-            name=f"griffon-{arm}",
-            about="The reference model with prompted localisation.",
-            model=nano.model(layers=8, width=224, hidden=608),
-            start={"*": "nano"},
-            data=str(write_once(records, lab.cache / "data")),
-            training=TrainConfig(
-                stages=[Stage(steps=60, train=dict(nano.TRAINED), schedule=Schedule(warmup=5))],
-                optim=OptimConfig(lr=1e-3, muon_lr=0.01),
-                batch_size=16,
-                compile="off",
-            ),
-        )
+        records = Rng("griffon", arm).pick(griffon.records(samples, scenarios), 1800)
         for seed in lab.seeds:
-            model, processor = lab.train(recipe, seed=seed)
+            model, processor = taught(lab, records, seed=seed, steps=160)
             images = [s.images()[0] for s in asked]
             made[arm].append(mean([float(bool(f)) for f in griffon.locate(model, processor, images, absent)]))
             found = griffon.locate(model, processor, images, present)
@@ -362,5 +346,5 @@ def negatives(lab: Lab) -> Finding:
         control={"false boxes": mean(made["without"]), "found": mean(hits["without"])},
         spread={"false boxes": spread(made["with"]), "false boxes without": spread(made["without"])},
         seeds=lab.seeds,
-        shape="60 steps of 16 conversations, encoders frozen; half of the absent things are of a category that is there",
+        shape="160 steps of 16 conversations, encoders frozen; half of the absent things are of a category that is there",
     )

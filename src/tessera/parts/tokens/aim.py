@@ -52,8 +52,11 @@ def merged(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return tokens, torch.arange(length, device=tokens.device).expand(groups, length)
     even = tokens[:, ::2]
     with torch.no_grad():
-        unit = F.normalize(tokens.float(), dim=-1)
-        best, target = (unit[:, ::2] @ unit[:, 1::2].mT).max(-1)
+        # Cosines from products: the table of pairs is smaller than the tokens, so it is cheaper to divide.
+        length_of = torch.linalg.vector_norm(tokens.float(), dim=-1).clamp(min=1e-12)
+        alike = (even.float() @ tokens[:, 1::2].float().mT).div_(length_of[:, None, 1::2])
+        best, target = alike.max(-1)
+        best = best / length_of[:, ::2]
         source = best.argsort(dim=1, descending=True, stable=True)[:, :gone]
         keep = torch.ones(groups, length, dtype=torch.bool, device=tokens.device).scatter(1, 2 * source, False)
         places = keep.byte().argsort(dim=1, descending=True, stable=True)[:, : length - gone]
@@ -84,7 +87,8 @@ def page_rank(logits: Tensor, real: Tensor, temperature: float = 0.1, steps: int
     Logits are the lowest number where a query sees no key. Root of the mean over heads of the squared distribution that `steps`
     steps along softmax(logits / temperature) make of the uniform one over real tokens.
     """
-    walk = (logits.float() / temperature).softmax(-1).nan_to_num_(0)  # padding sees nothing
+    sharp = logits.float() if temperature == 1 else (logits.float() / temperature).clamp_(min=torch.finfo(torch.float32).min)
+    walk = sharp.softmax(-1)  # the rows of padding, which sees nothing, mean nothing: no walk starts there or comes by
     start = real.float() / real.sum(1, keepdim=True).clamp(min=1)
     mass = start[:, None, None].expand(-1, logits.shape[1], 1, -1)
     for _ in range(steps):
@@ -114,7 +118,8 @@ def logits_of(query: Tensor, key: Tensor, mask: Any, scaling: float | None, real
     scores = (grouped @ key[:, :, None, :length].mT).view(rows, heads, length, length).float()
     if isinstance(mask, Tensor) and mask.dim() == 4:
         seen = mask[..., :length]
-        return scores.masked_fill(~seen, torch.finfo(torch.float32).min) if seen.dtype == torch.bool else scores + seen.float()
+        lowest = torch.finfo(torch.float32).min
+        return scores.masked_fill_(~seen, lowest) if seen.dtype == torch.bool else (scores + seen.float()).clamp_(min=lowest)
     hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1) | ~real[:, None, None]
     return scores.masked_fill_(hidden, torch.finfo(torch.float32).min)
 
@@ -196,8 +201,10 @@ class AIM(HostPart):
                 return
             real = sequence.stages[layer - 1].real
             with torch.no_grad():
-                logits = logits_of(query, key, mask, scaling, real)
-                sequence.notes["aim", "rank", layer] = page_rank(logits, real, self.config.temperature, self.config.steps)
+                # Queries are divided by the temperature, being fewer numbers than logits.
+                scale = (query.shape[-1] ** -0.5 if scaling is None else scaling) / self.config.temperature
+                logits = logits_of(query, key, mask, scale, real)
+                sequence.notes["aim", "rank", layer] = page_rank(logits, real, 1.0, self.config.steps)
 
         return listener
 

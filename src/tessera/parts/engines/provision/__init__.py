@@ -291,12 +291,10 @@ def expert_graphs(lab: Lab) -> Finding:
 def teaches(lab: Lab) -> Finding:
     """The reference model trained on for 40 steps with half of its data replaced by the engine's, against the same budget of
     base data and against the same questions with swapped answers; held-out phrasings, test scenes, three seeds."""
-    from tessera.data.engine import conversation, mix, write_once
+    from tessera.data.engine import conversation, mix
     from tessera.data.scene_graph import of_samples
+    from tessera.lab.instruments.further import taught
     from tessera.lab.lab import mean, spread
-    from tessera.recipes import nano
-    from tessera.recipes.recipe import Recipe
-    from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 
     side = {"kinds": {"scene": 0.7, "pair": 0.3}, "things": (2, 5)}
     train = lab.world(split="train", **side)
@@ -322,22 +320,8 @@ def teaches(lab: Lab) -> Finding:
     }
     scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in arms}
     for arm, records in arms.items():
-        data = write_once(records, lab.cache / "data")
-        recipe = Recipe(
-            name=f"provision-{arm}",
-            about="The reference model with the engine's data.",
-            model=nano.model(layers=8, width=224, hidden=608),
-            start={"*": "nano"},
-            data=str(data),
-            training=TrainConfig(
-                stages=[Stage(steps=40, train=dict(nano.TRAINED), schedule=Schedule(warmup=4))],
-                optim=OptimConfig(lr=1e-3, muon_lr=0.01),
-                batch_size=16,
-                compile="off",
-            ),
-        )
         for seed in lab.seeds:
-            model, processor = lab.train(recipe, seed=seed)
+            model, processor = taught(lab, records, seed=seed, steps=40)
             for name, chosen in items.items():
                 scores[arm].setdefault(name, []).append(_accuracy(model, processor, chosen))
             kept = lab.evaluate(model, processor, types=BASE, n=240, world=side)

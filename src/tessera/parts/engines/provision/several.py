@@ -83,6 +83,20 @@ def _choice(rng: Rng, items: Sequence[object]) -> object | None:
     return rng.choice(items) if items else None
 
 
+def _with_a_thing(corpus: Corpus, rng: Rng, n: int) -> tuple[str, list[int]] | None:
+    """A label, and n pictures that show such a thing."""
+    label = _choice(rng, corpus.often("by_label", n))
+    return (label, rng.pick(corpus.by_label[label], n)) if isinstance(label, str) else None
+
+
+def _with_a_kind(corpus: Corpus, rng: Rng, n: int) -> tuple[str, list[int], str] | None:
+    """A label, n pictures that show such things, and a kind of attribute that is known of all of them."""
+    if (found := _with_a_thing(corpus, rng, n)) is None:
+        return None
+    kind = _choice(rng, corpus.kinds(found[1], found[0]))
+    return (*found, kind) if isinstance(kind, str) else None
+
+
 def _has_object(has: bool) -> Search:
     """One picture shows (lacks) a thing, all others lack (show) it."""
 
@@ -106,13 +120,9 @@ def _has_attribute(has: bool) -> Search:
     """One picture shows the thing with (without) an attribute, all others the thing without (with) it."""
 
     def search(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
-        label = _choice(rng, corpus.often("by_label", n))
-        if not isinstance(label, str):
+        if (found := _with_a_kind(corpus, rng, n)) is None:
             return None
-        shown = rng.pick(corpus.by_label[label], n)
-        kind = _choice(rng, corpus.kinds(shown, label))
-        if not isinstance(kind, str):
-            return None
+        label, shown, kind = found
         values = [corpus.attribute(p, label, kind) or [] for p in shown]
         fits = []
         for value in sorted({v for vs in values for v in vs}):
@@ -166,10 +176,9 @@ def _has_frequent(most: bool) -> Search:
 
 def common_object(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
     """What all pictures show."""
-    label = _choice(rng, corpus.often("by_label", n))
-    if not isinstance(label, str):
+    if (found := _with_a_thing(corpus, rng, n)) is None:
         return None
-    shown = rng.pick(corpus.by_label[label], n)
+    _, shown = found
     sets = [set(corpus.graphs[p].labels()) for p in shown]
     common, rest = sorted(sets[0].intersection(*sets[1:])), sorted(sets[0].union(*sets[1:]) - sets[0].intersection(*sets[1:]))
     if not rest:
@@ -179,10 +188,9 @@ def common_object(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | Non
 
 def common_attribute(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
     """What attribute a thing has in all pictures."""
-    label = _choice(rng, corpus.often("by_label", n))
-    if not isinstance(label, str):
+    if (found := _with_a_thing(corpus, rng, n)) is None:
         return None
-    shown = rng.pick(corpus.by_label[label], n)
+    label, shown = found
     common, rest = [], set()
     for kind in corpus.kinds(shown, label):
         sets = [set(corpus.attribute(p, label, kind) or ()) for p in shown]
@@ -196,23 +204,18 @@ def common_attribute(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | 
 
 def count_objects(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
     """How often a thing occurs in all pictures together."""
-    label = _choice(rng, corpus.often("by_label", n))
-    if not isinstance(label, str):
+    if (found := _with_a_thing(corpus, rng, n)) is None:
         return None
-    shown = rng.pick(corpus.by_label[label], n)
+    label, shown = found
     count = sum(corpus.graphs[p].labels().count(label) for p in shown)
     return tuple(shown), Draft({"name": label}, (str(count),), counts_near(count), (("op", "count_all"), ("label", label)))
 
 
 def count_attribute_objects(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
     """How often a thing with an attribute occurs in all pictures together, at least twice."""
-    label = _choice(rng, corpus.often("by_label", n))
-    if not isinstance(label, str):
+    if (found := _with_a_kind(corpus, rng, n)) is None:
         return None
-    shown = rng.pick(corpus.by_label[label], n)
-    kind = _choice(rng, corpus.kinds(shown, label))
-    if not isinstance(kind, str):
-        return None
+    label, shown, kind = found
     counts = Counter(v for p in shown for v in corpus.attribute(p, label, kind) or ())
     often = sorted(v for v, count in counts.items() if count > 1)
     if not often:
@@ -251,10 +254,9 @@ def compare_relation(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | 
 
 def compare_attribute(corpus: Corpus, rng: Rng, n: int, options: int) -> Found | None:
     """What attributes a thing has in every picture, where there is one of it in each, each time others."""
-    label = _choice(rng, corpus.often("by_label", n))
-    if not isinstance(label, str):
+    if (found := _with_a_thing(corpus, rng, n)) is None:
         return None
-    shown = rng.pick(corpus.by_label[label], n)
+    label, shown = found
     kinds = corpus.kinds(shown, label)
     if not kinds or any(corpus.graphs[p].labels().count(label) > 1 for p in shown):
         return None
