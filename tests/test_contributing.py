@@ -41,7 +41,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in found.items()) for group, found in points.items()]
     (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(str(home))
-    monkeypatch.setattr(evidence, "folder", lambda: tmp_path / "evidence")
+    monkeypatch.setattr(evidence, "folder", lambda *_: tmp_path / "evidence")
     importlib.invalidate_caches()
     yield home
     registry._registered.pop(("connectors", "normed"), None)

@@ -70,7 +70,7 @@ class Wing:
             versions={"torch": "9.9"},
             machine="a <i>toaster</i>",
         )
-        return evidence.write(made)
+        return evidence.write(registry.get(SOCKET, name), made)
 
 
 def entry(id: str = "stays", verdict: str = "holds", **fields: object) -> Entry:
@@ -100,7 +100,7 @@ def wing_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
     registered = {key: part for key, part in registry._registered.items() if key[0] == SOCKET}
     _forget(prefix)
     monkeypatch.setattr(tessera.parts, "__path__", [str(made.parts.parent), *tessera.parts.__path__])
-    monkeypatch.setattr(evidence, "folder", lambda: made.evidence)
+    monkeypatch.setattr(evidence, "folder", lambda *_: made.evidence)
     monkeypatch.setattr(evidence, "PACKAGE", folder / "nothing-shipped")
     try:
         yield made

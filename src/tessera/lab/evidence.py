@@ -76,9 +76,10 @@ class Evidence:
         return {verdict: found.count(verdict) for verdict in VERDICTS if verdict in found}
 
 
-def folder() -> Path:
-    """Where evidence is written: beside the source in a checkout, else in the user's data folder."""
-    if (PACKAGE.parent.parent / "pyproject.toml").is_file() and os.access(PACKAGE, os.W_OK):
+def folder(part: registry.Part | None = None) -> Path:
+    """Where evidence is written: beside the source in a checkout, else, and for a third party's part, in the user's data folder."""
+    ours = part is None or part_path(part).resolve().is_relative_to(PACKAGE)
+    if ours and (PACKAGE.parent.parent / "pyproject.toml").is_file() and os.access(PACKAGE, os.W_OK):
         return PACKAGE / "evidence"
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(home).expanduser() / "tessera" / "evidence"
@@ -86,12 +87,12 @@ def folder() -> Path:
 
 def path_of(part: registry.Part) -> Path:
     """Where the part's evidence is, or would be, written."""
-    return folder() / part.socket / f"{part.name}.json"
+    return folder(part) / part.socket / f"{part.name}.json"
 
 
-def write(evidence: Evidence) -> Path:
-    """Writes the evidence, whole or not at all."""
-    path = folder() / evidence.socket / f"{evidence.part}.json"
+def write(part: registry.Part, evidence: Evidence) -> Path:
+    """Writes the part's evidence, whole or not at all."""
+    path = path_of(part)
     write_json(path, asdict(evidence))
     return path
 

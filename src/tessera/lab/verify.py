@@ -63,7 +63,7 @@ def verify(
     found = _evidence(part, entries, lab)
     if kinds or not claims:
         return Verified(part, found, None)
-    path = files.write(found)
+    path = files.write(part, found)
     _unfinished(part).unlink(missing_ok=True)
     return Verified(part, found, path)
 
