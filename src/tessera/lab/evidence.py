@@ -77,7 +77,7 @@ class Evidence:
 
 
 def folder(part: registry.Part | None = None) -> Path:
-    """Where evidence is written: beside the source in a checkout, else, and for a third party's part, in the user's data folder."""
+    """Where evidence goes: beside our source in a checkout; else, as that of third parties' parts, to the user's data folder."""
     ours = part is None or part_path(part).resolve().is_relative_to(PACKAGE)
     if ours and (PACKAGE.parent.parent / "pyproject.toml").is_file() and os.access(PACKAGE, os.W_OK):
         return PACKAGE / "evidence"

@@ -53,20 +53,20 @@ def merged(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
     even = tokens[:, ::2]
     with torch.no_grad():
         # Cosines from products: the table of pairs is smaller than the tokens, so it is cheaper to divide.
-        length_of = torch.linalg.vector_norm(tokens.float(), dim=-1).clamp(min=1e-12)
-        alike = (even.float() @ tokens[:, 1::2].float().mT).div_(length_of[:, None, 1::2])
+        norms = torch.linalg.vector_norm(tokens.float(), dim=-1).clamp(min=1e-12)
+        alike = (even.float() @ tokens[:, 1::2].float().mT).div_(norms[:, None, 1::2])
         best, target = alike.max(-1)
-        best = best / length_of[:, ::2]
+        best = best / norms[:, ::2]
         source = best.argsort(dim=1, descending=True, stable=True)[:, :gone]
-        keep = torch.ones(groups, length, dtype=torch.bool, device=tokens.device).scatter(1, 2 * source, False)
-        places = keep.byte().argsort(dim=1, descending=True, stable=True)[:, : length - gone]
-        target = target.gather(1, source)
-    # Whole rows of flat tensors are added, which is many times faster on a CPU than a scatter of single numbers.
-    row = torch.arange(groups, device=tokens.device)[:, None]
-    into, kept = (row * length + 2 * target + 1).flatten(), (row * length + places).flatten()
-    sums = tokens.flatten(0, 1).index_add(0, into, even[row, source].flatten(0, 1))
-    joined = 1 + into.bincount(minlength=groups * length)
-    return (sums[kept] / joined[kept, None].to(sums.dtype)).view(groups, length - gone, width), places
+        # Whole rows of flat tensors are added, which is many times faster on a CPU than a scatter of single numbers.
+        start = torch.arange(0, groups * length, length, device=tokens.device)[:, None]
+        goes, into = (start + 2 * source).flatten(), (start + 2 * target.gather(1, source) + 1).flatten()
+        joined = 1 + into.bincount(minlength=groups * length)
+        joined[goes] = 0
+        kept = joined.nonzero()[:, 0]
+    flat = tokens.flatten(0, 1)
+    means = flat.index_add(0, into, flat[goes])[kept] / joined[kept, None].to(flat.dtype)
+    return means.view(groups, length - gone, width), kept.view(groups, -1) - start
 
 
 def merged_to(tokens: Tensor, goal: int) -> tuple[Tensor, Tensor]:
@@ -120,8 +120,11 @@ def logits_of(query: Tensor, key: Tensor, mask: Any, scaling: float | None, real
         seen = mask[..., :length]
         lowest = torch.finfo(torch.float32).min
         return scores.masked_fill_(~seen, lowest) if seen.dtype == torch.bool else (scores + seen.float()).clamp_(min=lowest)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1) | ~real[:, None, None]
-    return scores.masked_fill_(hidden, torch.finfo(torch.float32).min)
+    # Added, not filled in: several times faster on a CPU, and next to the lowest number a logit is nothing.
+    later = torch.full((length, length), torch.finfo(torch.float32).min, device=query.device).triu_(1)
+    if not bool(real.all()):
+        later = later.masked_fill(~real[:, None, None], torch.finfo(torch.float32).min)
+    return scores.add_(later)
 
 
 @part("aim", socket="tokens", catalog=270)
