@@ -70,7 +70,7 @@ class Wing:
             versions={"torch": "9.9"},
             machine="a <i>toaster</i>",
         )
-        return evidence.write(registry.get(SOCKET, name), made)
+        return evidence.write(made, found.path)
 
 
 def entry(id: str = "stays", verdict: str = "holds", **fields: object) -> Entry:

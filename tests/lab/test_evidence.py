@@ -150,14 +150,14 @@ def test_outside_a_checkout_evidence_goes_to_the_users_data_folder(tmp_path: Pat
 
 
 def test_a_third_partys_evidence_never_goes_into_our_source(wing: Wing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = toy()
+    made = evidence.part_path(toy())
     monkeypatch.undo()
     monkeypatch.setattr(evidence, "PACKAGE", tmp_path / "checkout" / "src" / "tessera")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     evidence.PACKAGE.mkdir(parents=True)
     (tmp_path / "checkout" / "pyproject.toml").touch()
     assert evidence.folder() == evidence.PACKAGE / "evidence"
-    assert evidence.folder(part) == tmp_path / "data" / "tessera" / "evidence"
+    assert evidence.folder(made) == tmp_path / "data" / "tessera" / "evidence"
 
 
 def test_the_summary_counts_parts_and_claims(wing: Wing) -> None:

@@ -240,7 +240,7 @@ def _built(socket: str, problems: list[str]) -> Iterator[Built]:
             continue
         part = registry.Part(name, socket, None, source.catalog)
         try:
-            found = _checked(files.read(part), files.path_of(part))
+            found = _checked(files.read(part, source.path), files.path_of(part, source.path))
             yield Built(source=source, evidence=found, status=_status(source, found))
         except Exception as error:
             what = " ".join(str(error).split())

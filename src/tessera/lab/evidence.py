@@ -76,33 +76,33 @@ class Evidence:
         return {verdict: found.count(verdict) for verdict in VERDICTS if verdict in found}
 
 
-def folder(part: registry.Part | None = None) -> Path:
-    """Where evidence goes: beside our source in a checkout; else, as that of third parties' parts, to the user's data folder."""
-    ours = part is None or part_path(part).resolve().is_relative_to(PACKAGE)
+def folder(source: Path | None = None) -> Path:
+    """Where evidence goes: beside our source in a checkout; else, as that of third parties' parts (`source`: a part's file or
+    folder), to the user's data folder."""
+    ours = source is None or source.resolve().is_relative_to(PACKAGE)
     if ours and (PACKAGE.parent.parent / "pyproject.toml").is_file() and os.access(PACKAGE, os.W_OK):
         return PACKAGE / "evidence"
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(home).expanduser() / "tessera" / "evidence"
 
 
-def path_of(part: registry.Part) -> Path:
-    """Where the part's evidence is, or would be, written."""
-    return folder(part) / part.socket / f"{part.name}.json"
+def path_of(part: registry.Part, source: Path | None = None) -> Path:
+    """Where the part's evidence is, or would be, written. `source`: its file or folder, if known; else the part is imported."""
+    return folder(source or part_path(part)) / part.socket / f"{part.name}.json"
 
 
-def write(part: registry.Part, evidence: Evidence) -> Path:
-    """Writes the part's evidence, whole or not at all."""
-    path = path_of(part)
+def write(evidence: Evidence, source: Path) -> Path:
+    """Writes the evidence of the part with this file or folder, whole or not at all."""
+    path = folder(source) / evidence.socket / f"{evidence.part}.json"
     write_json(path, asdict(evidence))
     return path
 
 
-def read(part: registry.Part) -> Evidence | None:
-    """The part's evidence: the user's own if there is any, else what was shipped; None if nobody has run its claims.
-
-    Raises `UserError` for a file that is damaged.
+def read(part: registry.Part, source: Path | None = None) -> Evidence | None:
+    """The part's evidence: the user's own if there is any, else what was shipped; None if nobody has run its claims. `source` as
+    for `path_of`. Raises `UserError` for a file that is damaged.
     """
-    for path in dict.fromkeys((path_of(part), PACKAGE / "evidence" / part.socket / f"{part.name}.json")):
+    for path in dict.fromkeys((path_of(part, source), PACKAGE / "evidence" / part.socket / f"{part.name}.json")):
         if path.is_file():
             return parse(path)
     return None

@@ -157,7 +157,7 @@ def _read(socket: str, name: str, path: Path) -> Source | None:
                     catalog=words.get("catalog"),
                     doc=(ast.get_docstring(tree) or "").strip(),
                     path=path.parent if path.name == "__init__.py" else path,
-                    claims=tuple(_claims(tree)),
+                    claims=(*_claims(tree), *_further(path)),
                     options=_fields(node),
                 )
     return None
@@ -180,6 +180,13 @@ def _claims(tree: ast.Module) -> Iterator[Stated]:
             except (ValueError, IndexError):
                 continue
             yield Stated(node.name, title, words.get("kind", ""), words.get("paper", ""), ast.get_docstring(node) or "")
+
+
+def _further(path: Path) -> Iterator[Stated]:
+    """The claims in the other files of a part that is a package."""
+    for other in sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else ():
+        if other != path:
+            yield from _claims(ast.parse(other.read_text(encoding="utf-8")))
 
 
 def _fields(node: ast.ClassDef | ast.FunctionDef) -> tuple[Option, ...] | None:

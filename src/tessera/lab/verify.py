@@ -63,7 +63,7 @@ def verify(
     found = _evidence(part, entries, lab)
     if kinds or not claims:
         return Verified(part, found, None)
-    path = files.write(part, found)
+    path = files.write(found, files.part_path(part))
     _unfinished(part).unlink(missing_ok=True)
     return Verified(part, found, path)
 
