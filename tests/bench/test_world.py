@@ -17,7 +17,7 @@ def test_rates_and_ratio_fit_each_other() -> None:
     assert found.samples >= 1
     assert found.images_alone > found.images > 0
     assert found.questions > 0
-    assert found.ratio == pytest.approx(found.images * found.cores / 10, abs=0.02)  # both are rounded
+    assert found.ratio == pytest.approx(found.images * found.cores / 10, abs=0.01)
     assert found.enough == (found.ratio >= bench.ENOUGH)
 
 

@@ -68,13 +68,13 @@ def measure(seconds: float = 5.0, size: int = 112, training: float | None = None
         drawing, asking = drawing + middle - begin, asking + time.perf_counter() - middle
         index += 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rate = images / (drawing + asking)
+    rate = round(images / (drawing + asking), 1)  # what is shown, so that the ratio beside it follows from it
     ratio = None if training is None else rate * cores / training
     return WorldSpeed(
         size=size,
         samples=index - _WARM,
         seconds=round(drawing + asking, 3),
-        images=round(rate, 1),
+        images=rate,
         questions=round(questions / (drawing + asking), 1),
         images_alone=round(images / drawing, 1),
         memory=peak_memory(),
