@@ -314,18 +314,17 @@ def better_than_the_best(lab: Lab) -> Finding:
     features = [pooled(tower, tune) for tower in towers]
     rows: dict[str, list[float]] = {}
 
+    def score(model: nn.Module) -> float:
+        return right(answers(model, held), held)
+
     for seed in seeds:
         start, other = (probed(tower, seen, tune[1], classes, seed) for tower, seen in zip(towers, features, strict=True))
         runs = [trained(start, tune, lr=lr, seed=6 * seed + i, flip=f, noise=n) for i, (lr, f, n) in enumerate(RUNS)]
-        known = {id(run): right(answers(run, held), held) for run in runs}
-
-        def score(model: nn.Module, known: dict[int, float] = known) -> float:
-            return known[id(model)] if id(model) in known else right(answers(model, held), held)
-
-        best = max(runs, key=score)
+        chosen = [runs[i] for i in ModelSoups(ModelSoups.Config(kind="greedy")).ingredients(runs, score)]
+        best = chosen[0]
         stranger = trained(other, tune, lr=RUNS[4][0], seed=6 * seed, flip=RUNS[4][1], noise=RUNS[4][2])
         pots = {
-            "greedy soup": ModelSoups(ModelSoups.Config(kind="greedy")).merge(runs, score),
+            "greedy soup": averaged(chosen),
             "uniform soup": averaged(runs),
             "best run": best,
             "another start's run": stranger,
