@@ -39,7 +39,8 @@ def compare(
         raise unknown("socket", socket, registry.SOCKETS)
     shares, steps = parse_budget(budget)
     from tessera.lab import compare as room
-    from tessera.lab.lab import Lab
+    from tessera.lab.lab import Lab, cache_folder
+    from tessera.lab.storage import tidy
 
     with progress() as bars:
         task = bars.add_task("comparing", total=None)
@@ -54,6 +55,7 @@ def compare(
             budgets=shares or (0.25,),
             steps=steps or 150,
         )
+    tidy(cache_folder())
     if html is not None:
         from tessera.lab.compare_page import write_page
 

@@ -41,8 +41,10 @@ def verify(
     """Run the claims of parts, print what they measured and what each cost, and write the evidence.
 
     Every claim says what was measured, the baseline, the control that should fail, and a verdict that follows from the numbers.
-    An interrupted run keeps the finished claims and goes on with the others. Exit code 1 if a claim crashed or an exact one does
-    not hold; with --check if evidence is stale or damaged, with --sample if a verdict is not that of the evidence.
+    An interrupted run keeps the finished claims and goes on with the others. Models that were trained and answers that were given
+    are kept in the user's cache folder, 8 GB at most, so that a run again pays for what changed. Exit code 1 if a claim crashed
+    or an exact one does not hold; with --check if evidence is stale or damaged, with --sample if a verdict is not that of the
+    evidence.
     """
     if not names and not everything and not stale and not check and not sample:
         raise UserError("name a part, for example `tessera verify fopru`, or give --all or --stale.")
@@ -114,8 +116,15 @@ def _read(part: Part) -> Any:
 def _run(chosen: Sequence[Part], broken: Sequence[str], stale: bool, fast: bool, jobs: int, threads: int, as_json: bool) -> None:
     if not chosen:
         note("nothing to verify: all evidence is fresh." if stale else "none of these parts has claims.")
+    from tessera.lab.lab import cache_folder
+    from tessera.lab.storage import tidy
+
     kinds: tuple[Kind, ...] = ("exact",) if fast else ()
-    found = _apart(chosen, fast, jobs, threads) if jobs > 1 and len(chosen) > 1 else _here(chosen, kinds, threads)
+    try:
+        found = _apart(chosen, fast, jobs, threads) if jobs > 1 and len(chosen) > 1 else _here(chosen, kinds, threads)
+    finally:
+        if not fast:
+            tidy(cache_folder())
     emit({"parts": found, "broken": list(broken)}, as_json, lambda _: table(found))
     entries = [entry for part in found for entry in part["claims"]]
     if broken or any(
