@@ -239,6 +239,13 @@ def test_docstrings_become_paragraphs_lists_code_and_links() -> None:
     assert text.link("javascript:alert(1)", "x") == "x"
 
 
+def test_emphasis_is_words_between_stars_and_no_product() -> None:
+    assert text.inline("*So* or *so it is*.") == "<em>So</em> or <em>so it is</em>."
+    for plain in ("2 * x * y", "a*b*c", "* a*", "**kwargs and *args"):
+        assert text.inline(plain) == plain
+    assert text.inline("*<b>* `*code*`") == "<em>&lt;b&gt;</em> <code>*code*</code>"
+
+
 def test_a_citation_ends_where_the_description_begins() -> None:
     assert text.citation('Doe, "A. B.", 2024, arXiv:2401.00001. It prunes.') == (
         'Doe, "A. B.", 2024, arXiv:2401.00001',

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 _LINK = re.compile(r"arXiv:\s?(?P<arxiv>\d{4}\.\d{4,5})|(?P<url>https?://[^\s<>\"'`]+[^\s<>\"'`.,;:)])")
+_EMPHASIS = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*]*[^\s*])\*(?![\w*])")
 _DIGITS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -25,7 +26,7 @@ def link(url: str, words: str, css: str = "") -> str:
 
 
 def inline(text: str) -> str:
-    """Escaped text in which `code`, arXiv numbers and addresses are what they stand for."""
+    """Escaped text in which `code`, *emphasis*, arXiv numbers and addresses are what they stand for."""
     found = []
     for index, piece in enumerate(text.split("`")):
         found.append(f"<code>{escape(piece)}</code>" if index % 2 else _linked(piece))
@@ -111,9 +112,13 @@ def _linked(text: str) -> str:
     found, end = [], 0
     for m in _LINK.finditer(text):
         url = f"https://arxiv.org/abs/{m['arxiv']}" if m["arxiv"] else m["url"]
-        found += [escape(text[end : m.start()]), link(url, m[0])]
+        found += [_emphasised(text[end : m.start()]), link(url, m[0])]
         end = m.end()
-    return "".join([*found, escape(text[end:])])
+    return "".join([*found, _emphasised(text[end:])])
+
+
+def _emphasised(text: str) -> str:
+    return _EMPHASIS.sub(r"<em>\1</em>", escape(text))
 
 
 def _scientific(value: float) -> str:
