@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from tessera.config import config
+from tessera.config import build, config
 from tessera.errors import UserError
 from tessera.lab.claim import Finding, claim
 from tessera.nn import initialise
@@ -34,7 +34,6 @@ from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.lab.lab import Lab
-    from tessera.recipes.recipe import Recipe
 
 
 class HiLo(nn.Module):
@@ -309,68 +308,87 @@ def _head(q: Tensor, k: Tensor, v: Tensor, head: int, size: int) -> Tensor:
     return (q[0, own] @ k[:, own].T / size**0.5).softmax(-1) @ v[:, own]
 
 
-STEPS, SIDE = 200, 64
+STEPS, SIDE = 400, 64
 """Training steps, and the side in pixels of the images on which attentions are compared."""
 
 
 @claim("it is within a point of full attention", kind="effect", paper="tables 4 and 5")
 def keeps_accuracy(lab: Lab) -> Finding:
-    """The same tower trained with three attentions in its second stage to name the character at every place of signs: HiLo, full
-    attention, and none as the control, without which the comparison would say nothing."""
+    """The same tower trained with three attentions in its second stage to say, at every place of the image, in which colour the
+    scene's only thing is tinted, so that what is seen at one place has to get to all others: HiLo, full attention, and none as
+    the control. (Asked for the characters of signs, as they first were, none of these towers learned any. After 200 steps, when
+    both are still learning, HiLo says 85 % rightly and full attention 93 %.)"""
     from tessera.lab.lab import mean, spread
-    from tessera.training.dense import DenseData, patch_accuracy
 
-    data = DenseData([lab.world(kinds={"text": 1.0}, width=SIDE, height=SIDE)], "characters", 8)
-    batches = [data.collate(range(i * 64, i * 64 + 64)) for i in range(6)]
+    tests = _tinted(lab, "test", 500, 0)
     ways: dict[str, dict[str, object]] = {
         "HiLo": {},
         "full attention": {"windows": (0, 1)},
         "no attention": {"windows": (0, 0)},
     }
-    found: dict[str, list[float]] = {}
-    for way, options in ways.items():
-        models = [lab.train(_recipe(options), seed=seed)[0] for seed in lab.seeds]
-        with torch.no_grad():
-            found[way] = [patch_accuracy(model, batches, 0) for model in models]
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for seed in lab.seeds:
+        data = _tinted(lab, "train", 2000, seed)
+        for way, options in ways.items():
+            found[way].append(_accuracy(_trained(options, data, seed), tests))
     accuracy = {way: mean(values) for way, values in found.items()}
+    labels = tests[1]
     return Finding(
         checks={
             "at most 1 point below full attention": accuracy["HiLo"] >= accuracy["full attention"] - 0.01,
             "without attention it would show": accuracy["no attention"] < accuracy["full attention"] - 0.01,
         },
         measured={"accuracy": accuracy["HiLo"]},
-        baseline={"full attention": accuracy["full attention"]},
+        baseline={
+            "full attention": accuracy["full attention"],
+            "always the most frequent tint": float(labels.bincount().max()) / len(labels),
+        },
         control={"no attention": accuracy["no attention"]},
         seeds=lab.seeds,
         spread={way: spread(values) for way, values in found.items()},
-        shape=f"images of {SIDE} pixels, {(SIDE // 8) ** 2} places, {STEPS} steps of 32",
-        note="Characters of the world are small: depthwise convolutions already see most of one, so attention adds little.",
+        shape=f"500 images of {SIDE} pixels, {(SIDE // 8) ** 2} places, {STEPS} steps of 32, float32",
     )
 
 
-def _recipe(options: dict[str, object]) -> Recipe:
-    from tessera.recipes.recipe import Recipe
-    from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
-    from tessera.world import WorldConfig
+def _tinted(lab: Lab, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images [I, 3, SIDE, SIDE] of one tinted thing each, and the tints' numbers [I]."""
+    import numpy as np
+
+    from tessera.lab.instruments.duals import single_things
+    from tessera.training.dense import to_pixels
+    from tessera.world.backgrounds import TINTS
+
+    world = lab.world(split=split, width=SIDE, height=SIDE)
+    samples = single_things(world, count, seed, lambda sample: sample.frames[0].things[0].tint is not None)
+    labels = [TINTS.index(str(sample.frames[0].things[0].tint)) for sample in samples]
+    return to_pixels([np.asarray(sample.images()[0]) for sample in samples]), torch.tensor(labels)
+
+
+def _trained(options: dict[str, object], data: tuple[Tensor, Tensor], seed: int) -> nn.Module:
+    """A small tower and a linear head after AdamW with a falling rate: pixels -> logits of tints at every place [B, N, C]."""
+    from tessera.world.backgrounds import TINTS
 
     small = {"widths": (48, 96), "depths": (1, 3), "heads": (2, 4), "mlp_ratio": 2}
-    encoder = {"kind": "hilo", "image_size": SIDE, **small, **options}
-    return Recipe(
-        name="hilo_characters",
-        about="A small HiLo tower that names characters.",
-        task="characters",
-        model={"encoder": encoder},
-        worlds=[WorldConfig(kinds={"text": 1.0}, width=SIDE, height=SIDE)],
-        training=TrainConfig(
-            stages=[Stage(name="dense", steps=STEPS)],
-            schedule=Schedule(warmup=20),
-            optim=OptimConfig(lr=2e-3),
-            batch_size=32,
-            precision="fp32",
-            compile="off",
-            save_every=0,
-        ),
-    )
+    torch.manual_seed(seed)
+    tower = HiLoTower(build(HiLoTower.Config, {"image_size": SIDE, **small, **options}))
+    model = nn.Sequential(tower, nn.Linear(tower.width, len(TINTS)))
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
+    for step in range(STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20, 2 * (STEPS - step) / STEPS)
+        chosen = torch.randint(len(data[1]), (32,))
+        logits = model(data[0][chosen])
+        loss = F.cross_entropy(logits.flatten(0, 1), data[1][chosen].repeat_interleave(logits.shape[1]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    right = [(model(x).argmax(-1) == y[:, None]).float() for x, y in zip(data[0].split(64), data[1].split(64), strict=True)]
+    return float(torch.cat(right).mean())
 
 
 @claim("faster than spatial reduction and than windows of 7", kind="cost", paper="figure 4, table 3")
