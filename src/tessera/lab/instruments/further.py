@@ -38,17 +38,18 @@ def learned(
     rate: float = 2e-4,
     train: Mapping[str, float] | None = None,
 ) -> Model:
-    """The reference model after `steps` steps of AdamW on training scenes, from a part of the world of the seed's own;
-    encoders of a composed model stay as they are. A tuning lies in the model's folder (`adapters`)."""
+    """The reference model, or a tuned `nano` in the folder `start`, after `steps` steps of AdamW on training scenes, from a part
+    of the world of the seed's own; encoders of a composed model stay as they are. A tuning lies in the model's folder
+    (`adapters`)."""
     from tessera.recipes.recipe import recipe
     from tessera.training.options import Questions
     from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 
-    base = recipe(RECIPES[start])
+    base = recipe(RECIPES.get(start, "nano"))
     plan = dict(train or {"*": 1.0} | ({"encoders.*": 0.0} if base.task == "questions" else {}))
     optim = OptimConfig(kind="adamw", lr=rate, weight_decay=0.0)
     stages = [Stage(name="further", steps=steps, train=plan, schedule=Schedule(kind="cosine", warmup=4, final=0.1))]
-    training = TrainConfig(stages=stages, optim=optim, batch_size=batch, precision="fp32", compile="off", save_every=0)
+    training = TrainConfig(stages=stages, optim=optim, batch_size=batch, compile="off", save_every=0)
     made = replace(
         base,
         name="further",

@@ -7,7 +7,7 @@ two layers, and between them the parts that are compared; all but the towers is 
 
 It is no match for a reference model, but all that is in it has been learned through the part in question, in a minute.
 
-Legend: I images, N visual tokens in front of the connector, D channels, B rows of a batch, T tokens.
+Legend: I images, N visual tokens in front of the connector, D channels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessera.data.packing import IGNORED, collate, pack
 from tessera.errors import UserError
 from tessera.models import parts as part_specs
 from tessera.models.configuration import TesseraConfig
@@ -29,8 +30,10 @@ from tessera.models.processing import TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
 from tessera.nn.tokens import QuestionText, from_grid
 from tessera.recipes.object_expert import ENCODER as TOWER
+from tessera.training.engine import autocast
 from tessera.training.optim import build_optimizer
 from tessera.training.plan import OptimConfig, Schedule
+from tessera.training.speed import bf16_pays
 from tessera.world import World
 from tessera.world.vocabulary import words
 
@@ -51,7 +54,6 @@ TEXT = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-GREY = (128, 128, 128)
 
 __all__ = ["START", "TEXT", "TOWER", "Exercise", "Reading", "accuracy", "built", "exercise", "reading", "taught"]
 
@@ -91,54 +93,47 @@ def exercise(
     types: Sequence[str],
     seed: int = 0,
     things: tuple[int, int] = (1, 4),
-    most: int = 6,
-    shrink: int = 1,
+    most: int = 8,
     start: Mapping[str, str] = START,
 ) -> Exercise:
     """Questions of `types` about `n` scenes, at most `most` of each scene, with the features that the towers of `parts` give.
 
-    shrink: how many times smaller than the image the scene is drawn, on grey. Raises `UserError` if nothing can be asked.
+    Raises `UserError` if nothing can be asked.
     """
+    precision = "bf16" if bf16_pays(torch.device("cpu"))[0] else "fp32"
     model, processor = built(parts, start)
     world = World(split=split, seed=seed, kinds={"scene": 1.0}, things=things)
     side = model.image_size
-    small = side // shrink
     rows: list[tuple[int, list[int], list[int]]] = []
     features = []
     pictures: list[Image.Image] = []
     for index in range(n):
         sample = world[index]
-        drawn = sample.drawings(size=(small, small))[0].image
-        if shrink > 1:
-            whole = Image.new("RGB", (side, side), GREY)
-            whole.paste(drawn, ((side - small) // 2, (side - small) // 2))
-            drawn = whole
-        pictures.append(drawn)
+        pictures.append(sample.drawings(size=(side, side))[0].image)
         questions = sample.rng("exercise").shuffled(sample.questions(tuple(types)))
         rows += [(index, processor.question_ids(q.text), processor.answer_ids(q.answer)) for q in questions[:most]]
         if len(pictures) == 32 or index == n - 1:
             pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            features.append(model.encode_images(pixels).features.half())
+            with autocast(pixels.device, precision):
+                features.append(model.encode_images(pixels).features.half())
             pictures = []
     if not rows:
         raise UserError(f"the first {n} scenes give no question of the types {', '.join(types)}; take more.")
     return Exercise(torch.cat(features), rows)
 
 
-def _batch(model: Any, processor: Any, lesson: Exercise, chosen: Sequence[int]) -> dict[str, Tensor]:
-    prefix = processor.prefix_ids(1)
+def _rows(processor: Any, lesson: Exercise, chosen: Sequence[int]) -> dict[str, Tensor]:
+    """One sequence per row of the lesson."""
     rows = [lesson.rows[i] for i in chosen]
-    longest = max(len(question) + len(answer) for _, question, answer in rows)
+    packs = [pack(processor.prefix_ids(1), [(question, answer, None)], processor.max_length) for _, question, answer in rows]
+    return {**collate(packs), "visual_features": lesson.features[[image for image, _, _ in rows]].float()}
 
-    def padded(ids: list[int], fill: int) -> list[int]:
-        return ids + [fill] * (len(prefix) + longest - len(ids))
 
-    return {
-        "input_ids": torch.tensor([padded([*prefix, *q, *a], 0) for _, q, a in rows]),
-        "labels": torch.tensor([padded([-100] * (len(prefix) + len(q)) + a, -100) for _, q, a in rows]),
-        "attention_mask": torch.tensor([padded([1] * (len(prefix) + len(q) + len(a)), 0) for _, q, a in rows]),
-        "visual_features": lesson.features[[i for i, _, _ in rows]].float(),
-    }
+def _packed(processor: Any, lesson: Exercise, chosen: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """One sequence per image with all of its rows."""
+    items = [[(question, answer, None) for _, question, answer in (lesson.rows[i] for i in own)] for own in chosen]
+    packs = [pack(processor.prefix_ids(1), own, processor.max_length) for own in items]
+    return {**collate(packs), "visual_features": lesson.features[[lesson.rows[own[0]][0] for own in chosen]].float()}
 
 
 def taught(
@@ -147,10 +142,14 @@ def taught(
     *,
     seed: int,
     steps: int = 500,
-    batch: int = 48,
+    images: int = 16,
     optim: OptimConfig | None = None,
 ) -> tuple[Any, Any]:
-    """A model of `parts` after `steps` steps on the lesson, with its processor; the towers' outputs are the lesson's."""
+    """A model of `parts` after `steps` steps of all questions about `images` images, with its processor; the towers' outputs are
+    the lesson's. Questions about an image share a sequence, unless a part reads the question. Products are in bfloat16 where that
+    is faster, as the trainer's are."""
+    device = torch.device("cpu")
+    precision = "bf16" if bf16_pays(device)[0] else "fp32"
     torch.manual_seed(seed)
     model, processor = built(parts, {})
     towers = {id(p) for name, s in model.sockets().items() if name.startswith("encoders") for p in s.parameters()}
@@ -159,12 +158,20 @@ def taught(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(model, {id(p): 1.0 for p in trained}, optim or OptimConfig(lr=3e-3, muon_lr=0.02))
     schedule = Schedule(warmup=50)
+    of_image: dict[int, list[int]] = {}
+    for number, (image, _, _) in enumerate(lesson.rows):
+        of_image.setdefault(image, []).append(number)
+    asked = list(of_image.values())
     order = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(steps):
-        chosen = torch.randint(len(lesson.rows), (batch,), generator=order).tolist()
+        chosen = [asked[i] for i in torch.randint(len(asked), (images,), generator=order).tolist()]
+        one_by_one = [i for own in chosen for i in own]
+        inputs = _rows(processor, lesson, one_by_one) if model.reads_question else _packed(processor, lesson, chosen)
         optimizer.set_factor(schedule.factor(step, steps))
-        model(**_batch(model, processor, lesson, chosen)).loss.backward()
+        with autocast(device, precision):
+            loss = model(**inputs).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -179,9 +186,9 @@ def accuracy(model: Any, processor: Any, test: Exercise, *, wrong_question: bool
     """
     right = 0
     for begin in range(0, len(test.rows), batch):
-        inputs = _batch(model, processor, test, range(begin, min(begin + batch, len(test.rows))))
+        inputs = _rows(processor, test, range(begin, min(begin + batch, len(test.rows))))
         labels, features = inputs.pop("labels"), inputs.pop("visual_features")
-        asked = (labels == -100) & inputs["attention_mask"].bool()
+        asked = (labels == IGNORED) & (inputs["segment_ids"] >= 0)
         question = None
         if model.reads_question:
             ids = inputs["input_ids"].roll(1, 0) if wrong_question else inputs["input_ids"]
@@ -189,7 +196,7 @@ def accuracy(model: Any, processor: Any, test: Exercise, *, wrong_question: bool
         seen = model.model.project(features, question)
         said = model(**inputs, image_features=seen).logits[:, :-1].argmax(-1)
         wanted = labels[:, 1:]
-        right += int(((said == wanted) | (wanted == -100)).all(1).sum())
+        right += int(((said == wanted) | (wanted == IGNORED)).all(1).sum())
     return right / len(test.rows)
 
 

@@ -297,7 +297,8 @@ def formulas(lab: Lab) -> Finding:
 @claim("blind judges drop what needs no picture and keep what does", kind="effect", paper="section 3.1, table 1")
 def drops_planted(lab: Lab) -> Finding:
     """40 % planted questions among test questions; the judges are the reference model trained on with text of the train split
-    alone, three seeds; a judge that guesses as a control."""
+    alone, three seeds; a judge that guesses as a control. The judges' steps were raised once, from 80, after a run in which they
+    had not learned what was planted: 25 % were dropped."""
     from tessera.evaluation.answering import Answer
     from tessera.lab.instruments.further import taught
 

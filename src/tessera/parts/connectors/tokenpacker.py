@@ -172,12 +172,12 @@ def packs(lab: Lab) -> Finding:
         "4, pooled": {"kind": "tokenpacker", "factor": 7, "inject": False},
         "4, learned queries": {**everywhere, "reads_question": False},
     }
-    lesson = exercise(front, 1500, split="train", types=TYPES, things=(1, 3))
+    lesson = exercise(front, 2500, split="train", types=TYPES, things=(1, 3))
     test = exercise(front, 200, split="test", types=TYPES, things=(1, 3))
     found: dict[str, list[float]] = {}
     for name, connector in sides.items():
         for seed in lab.seeds:
-            made = taught({**front, "connector": connector}, lesson, seed=seed, steps=220, batch=24)
+            made = taught({**front, "connector": connector}, lesson, seed=seed, steps=400)
             found.setdefault(name, []).append(accuracy(*made, test))
     score = {name: mean(values) for name, values in found.items()}
     return Finding(
@@ -192,7 +192,7 @@ def packs(lab: Lab) -> Finding:
         control={f"accuracy, {name}": score[name] for name in ("4, pooled", "4, learned queries")},
         seeds=lab.seeds,
         spread={f"accuracy, {name}": spread(values) for name, values in found.items()},
-        shape=f"220 steps of 24 questions, {len(lesson.rows)} about 1500 scenes; {len(test.rows)} test questions; language model "
+        shape=f"400 steps of 16 scenes, {len(lesson.rows)} questions about 2500; {len(test.rows)} test questions; language model "
         "of 2 layers of width 128",
         note="The tower's raster of 14 x 14 has no squares of 4, so 16 times fewer becomes 49 times fewer; the paper trains for "
         "millions of samples.",

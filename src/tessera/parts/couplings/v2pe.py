@@ -169,10 +169,10 @@ def finds_needles(lab: Lab) -> Finding:
     _, processor = lab.reference("nano")
     found: dict[str, list[float]] = {"measured": [], "baseline": [], "control": []}
     for seed in lab.seeds:
-        free = tuned(lab, [{"v2pe": {"strides": STRIDES}}], rows=needles, seed=seed, steps=80, batch=12)
-        whole = tuned(lab, [{}], rows=needles, seed=seed, steps=80, batch=12)
+        free = tuned(lab, [{"v2pe": {"strides": STRIDES}}], rows=needles, seed=seed, steps=60, batch=12)
+        whole = tuned(lab, [{}], rows=needles, seed=seed, steps=60, batch=12)
         for name, model, stride, images in (("measured", free, 16, 12), ("baseline", free, 16, 2), ("control", whole, WHOLE, 12)):
-            rows = _needles("test", 1000 * seed, 80, images)
+            rows = _needles("test", 1000 * seed, 60, images)
             with plug(model, "v2pe", strides=(stride,)):
                 said = HostGenerator(model, processor).answer_batch([(shown, [asked]) for shown, asked, _ in rows], 4)
             right = [answers[0].text == wanted for answers, (_, _, wanted) in zip(said, rows, strict=True)]
@@ -188,7 +188,7 @@ def finds_needles(lab: Lab) -> Finding:
         control={"accuracy": control},
         spread={"accuracy": spread(found["measured"]), "control accuracy": spread(found["control"])},
         seeds=lab.seeds,
-        shape="588 visual tokens, trained on at most 147; 80 questions a seed, half of them answered no",
+        shape="588 visual tokens, trained on at most 147; 60 questions a seed, half of them answered no",
         note="the reference model is small and saw at most four images in training; the paper trains on 256,000 tokens.",
     )
 

@@ -204,17 +204,17 @@ def removes_the_skew(lab: Lab) -> Finding:
     """The reference model learns on with answers of which three noes in five were turned into yes, so that 80 % are yes, and is
     asked a balanced test bare (baseline) and with visual debias decoding. Control: the same decoding on the reference model
     itself, which has no such skew. (Right answers of which 80 % are yes skew nothing: the picture tells them all.)"""
+    from tessera.lab.instruments.skew import skewed
     from tessera.lab.instruments.trials import yes_rate
-    from tessera.lab.instruments.tune import tuned
     from tessera.lab.lab import mean, spread
 
     nano, processor = lab.reference("nano")
     plug: dict[str, dict[str, Any]] = {"llava_align": {}}
     found: dict[str, list[float]] = {name: [] for name in ("bare", "plugged", "nano", "nano plugged", "yes", "yes plugged")}
     for seed in lab.seeds:
-        skewed = tuned(lab, [{}], rows=mostly_yes, seed=seed, steps=60)
+        model = skewed(lab, seed)
         asked: dict[str, Any] = {"types": ("existence",), "n": 400, "seed": seed}
-        bare, plugged = lab.evaluate(skewed, processor, **asked), lab.evaluate(skewed, processor, plug=plug, **asked)
+        bare, plugged = lab.evaluate(model, processor, **asked), lab.evaluate(model, processor, plug=plug, **asked)
         found["bare"].append(bare.accuracy)
         found["plugged"].append(plugged.accuracy)
         found["yes"].append(yes_rate(bare))
@@ -237,23 +237,6 @@ def removes_the_skew(lab: Lab) -> Finding:
         shape="60 further steps of 16 questions; 400 balanced questions a seed",
         note="where the skew sits in how the picture is read, and not in the words alone, there is nothing to take away.",
     )
-
-
-def mostly_yes(seed: int, step: int, count: int) -> list[Any]:
-    """Rows for training: whether something is there, which it is in every second one; three noes in five are turned into yes."""
-    from tessera.world import World
-    from tessera.world.rng import Rng
-
-    world, rows = World(split="train", kinds={"scene": 1.0}), list[Any]()
-    index = 20_000_000 * (seed + 1) + step * 8 * count
-    while len(rows) < count:
-        sample, rng = world[index], Rng("mostly yes", index)
-        index += 1
-        wanted = "yes" if len(rows) % 2 else "no"
-        questions = [q for q in sample.questions(("existence",)) if q.answer == wanted]
-        if questions:
-            rows.append((sample.images(), questions[0].text, "yes" if rng.chance(0.6) else wanted))
-    return rows
 
 
 @claim("a token costs at most twice as much: one more stream, without the image", kind="cost", paper="section 4.2")
