@@ -203,14 +203,14 @@ def reads_the_question(lab: Lab) -> Finding:
 
     front: dict[str, Any] = {"encoders": [dict(TOWER)], "tokens": {"kind": "pixel_shuffle", "factor": 2}}
     queries = {"kind": "qformer", "queries": 4, "width": 128, "depth": 2, "heads": 4, "mlp_ratio": 2, "places": True}
-    lesson = exercise(front, 2000, split="train", types=TYPES, things=(2, 4))
+    lesson = exercise(front, 2500, split="train", types=TYPES, things=(2, 4))
     test = exercise(front, 250, split="test", types=TYPES, things=(2, 4))
     reading, blindly, misled = list[float](), list[float](), list[float]()
     for seed in lab.seeds:
-        made = taught({**front, "connector": queries}, lesson, seed=seed, steps=500)
+        made = taught({**front, "connector": queries}, lesson, seed=seed, steps=500, images=8)
         reading.append(accuracy(*made, test))
         misled.append(accuracy(*made, test, wrong_question=True))
-        other = taught({**front, "connector": {**queries, "reads_question": False}}, lesson, seed=seed, steps=500)
+        other = taught({**front, "connector": {**queries, "reads_question": False}}, lesson, seed=seed, steps=500, images=8)
         blindly.append(accuracy(*other, test))
     return Finding(
         checks={
@@ -227,7 +227,7 @@ def reads_the_question(lab: Lab) -> Finding:
             "accuracy without the question": spread(blindly),
             "accuracy with another's question": spread(misled),
         },
-        shape=f"4 queries; 500 steps of 48 questions, {len(lesson.rows)} about 2000 scenes; {len(test.rows)} test questions; "
+        shape=f"4 queries; 500 steps of 8 scenes, {len(lesson.rows)} questions about 2500; {len(test.rows)} test questions; "
         "language model of 2 layers of width 128",
         note="Queries start from nothing here, where the paper's come from two stages of pre-training; in a few hundred steps "
         "they may not have learned to look.",
