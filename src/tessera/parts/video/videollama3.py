@@ -134,7 +134,7 @@ def changes_nothing_when_idle(lab: Lab) -> Finding:
     return lab.hosted("videollama3", ("llava", "qwen2_5_vl", "video_llama_3"))
 
 
-FRAMES, QUESTIONS = 8, 300
+FRAMES, QUESTIONS = 8, 200
 """Frames of the clips, and questions about them per seed."""
 
 
