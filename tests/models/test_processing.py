@@ -168,3 +168,11 @@ def test_other_mistakes_are_refused(processor: TesseraProcessor) -> None:
         processor(images=[[picture(), picture()], []], text=["<image>", "<image>"])
     with pytest.raises(UserError, match="truncation cut image placeholders off: 2 of 4"):
         processor(images=picture(), text="<bos><image>", truncation=True, max_length=3)
+
+
+def test_what_a_call_asked_for_is_not_saved(processor: TesseraProcessor, tmp_path: Path) -> None:
+    whole = processor.tokenizer("<bos>Is there a dog?")["input_ids"]
+    assert len(processor.tokenizer("<bos>Is there a dog?", truncation=True, max_length=3, padding="max_length")["input_ids"]) == 3
+    processor.save_pretrained(tmp_path)
+    assert '"truncation": null' in (text := (tmp_path / "tokenizer.json").read_text()) and '"padding": null' in text
+    assert TesseraProcessor.from_pretrained(tmp_path)(text="<bos>Is there a dog?")["input_ids"] == [whole]

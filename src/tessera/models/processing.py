@@ -16,7 +16,22 @@ from tessera.errors import UserError
 from tessera.models.image_processing import flatten
 
 
-class TesseraProcessor(ProcessorMixin):
+class _Saved(ProcessorMixin):
+    """A processor that is saved as it was made: truncation and padding that a call asked for stay on a fast tokenizer, and saved
+    with it they would cut the texts of whoever loads it."""
+
+    tokenizer: Any
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As transformers' own, less what the last call has left behind."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+class TesseraProcessor(_Saved):
     """Images and conversations to `input_ids`, `attention_mask`, `pixel_values`.
 
     tokens_per_image  n, placeholders that one image becomes
@@ -131,7 +146,7 @@ class TesseraProcessor(ProcessorMixin):
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-class TesseraDualProcessor(ProcessorMixin):
+class TesseraDualProcessor(_Saved):
     """Images and plain texts to `pixel_values` and `input_ids`, for the dual encoder.
 
     max_length  tokens that one text may have
