@@ -42,9 +42,9 @@ def verify(
 
     Every claim says what was measured, the baseline, the control that should fail, and a verdict that follows from the numbers.
     An interrupted run keeps the finished claims and goes on with the others. Models that were trained and answers that were given
-    are kept in the user's cache folder, 8 GB at most, so that a run again pays for what changed. Exit code 1 if a claim crashed
-    or an exact one does not hold; with --check if evidence is stale or damaged, with --sample if a verdict is not that of the
-    evidence.
+    are kept in the user's cache folder, so that a run again pays for what changed: 8 GB, or what the last day made if that is
+    more. Exit code 1 if a claim crashed or an exact one does not hold; with --check if evidence is stale or damaged, with
+    --sample if a verdict is not that of the evidence.
     """
     if not names and not everything and not stale and not check and not sample:
         raise UserError("name a part, for example `tessera verify fopru`, or give --all or --stale.")
