@@ -195,7 +195,7 @@ def test_the_weights_are_those_of_the_construction() -> None:
     generator = Generator(model, processor)
     before = generator.answer_batch(RAGGED[:1], 6)
     with torch.no_grad():
-        for parameter in model.model.language_model.model.layers.parameters():
+        for parameter in model.model.language_model.layers.parameters():
             parameter.mul_(0.3)
     assert generator.answer_batch(RAGGED[:1], 6) == before
     after = Generator(model, processor).answer_batch(RAGGED[:1], 6)
@@ -214,9 +214,14 @@ def test_streaming_leaves_no_inference_mode_behind() -> None:
 
 def test_a_hooked_model_keeps_its_hooks() -> None:
     model, processor = build()
-    handle = model.model.language_model.model.layers[1].mlp.register_forward_hook(lambda *_: torch.zeros(1))
+    handle = model.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: torch.zeros(1))
     generator = Generator(model, processor)
-    assert generator.why_slow == "its module model.layers.1.mlp is hooked"
+    assert generator.why_slow == "its module layers.1.mlp is hooked"
+    assert tokens(generator.answer_batch(RAGGED[:1], 4)) == expected(model, processor, RAGGED[:1], 4)
+    handle.remove()
+    handle = model.lm_head.register_forward_hook(lambda _m, _i, out: -out)
+    generator = Generator(model, processor)
+    assert generator.why_slow == "its output layer is hooked"
     assert tokens(generator.answer_batch(RAGGED[:1], 4)) == expected(model, processor, RAGGED[:1], 4)
     handle.remove()
     with_hook_on_tower = model.model.encoders[0].register_forward_hook(lambda _m, _i, out: out * 0)
@@ -231,7 +236,7 @@ def test_hidden_states_once_asked_for_do_not_slow_the_model_down() -> None:
     inputs = processor(images=images(1), text=processor.prompt("dog"), return_tensors="pt")
     with torch.no_grad():
         assert model(**inputs, output_hidden_states=True).hidden_states
-    assert any(layer._forward_hooks for layer in model.model.language_model.model.layers), "or there is nothing to see here"
+    assert any(layer._forward_hooks for layer in model.model.language_model.layers), "or there is nothing to see here"
     assert Generator(model, processor).why_slow is None
 
 

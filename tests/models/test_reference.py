@@ -47,7 +47,7 @@ def test_bfloat16_on_disk_float32_in_memory(
     assert model.dtype == torch.float32
     names, dtypes = header(tmp_path / "half" / "model.safetensors")
     assert dtypes == {"BF16"}
-    assert "model.language_model.lm_head.weight" not in names, "tied weights are stored once"
+    assert not [name for name in names if "lm_head" in name], "tied weights are stored once"
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     assert load(tmp_path / "half", torch.bfloat16)[0].dtype == torch.bfloat16
 

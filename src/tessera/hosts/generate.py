@@ -82,7 +82,8 @@ class Generator:
         suppressed = suppressed_tokens(model)
         kind = model.config.parts["coupling"]["kind"]
         language_model = model.model.language_model
-        self.why_slow: str | None = f"the coupling is {kind!r}, not 'prefix'" if kind != "prefix" else obstacle(language_model)
+        why = f"the coupling is {kind!r}, not 'prefix'" if kind != "prefix" else None
+        self.why_slow: str | None = why or obstacle(language_model, model.get_output_embeddings())
         if not own_decoder:
             self.why_slow = "it was asked for"
         self.engine: PackedEngine | CachedEngine = (

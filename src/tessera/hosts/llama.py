@@ -27,23 +27,25 @@ MOST_PARAMETERS = 200_000_000
 """Beyond it Python's overhead no longer matters, and copies of the weights would."""
 
 
-def obstacle(language_model: nn.Module) -> str | None:
-    """Why `LlamaDecoder` cannot stand in for the language model, or None if it can."""
+def obstacle(language_model: nn.Module, head: nn.Module) -> str | None:
+    """Why `LlamaDecoder` cannot stand in for the language model and its output layer, or None if it can."""
     config: Any = language_model.config
     if config.model_type not in TYPES:
         return f"its type is {config.model_type!r}, not one of {', '.join(TYPES)}"
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if windows or (config.model_type == "mistral" and config.sliding_window is not None):
         return "it has sliding windows"
-    base: Any = language_model.base_model
-    if base.rotary_emb.rope_type not in STATIC_ROPE:
-        return f"its rotary embedding ({base.rotary_emb.rope_type!r}) changes with the length"
+    rotary: Any = language_model.rotary_emb
+    if rotary.rope_type not in STATIC_ROPE:
+        return f"its rotary embedding ({rotary.rope_type!r}) changes with the length"
     if (found := hooked(language_model)) is not None:
         return f"its module {found or 'model'} is hooked"
+    if hooked(head) is not None:
+        return "its output layer is hooked"
     for name, module in language_model.named_modules():
         if name.endswith("_proj") and type(module) is not nn.Linear:
             return f"its module {name} is a {type(module).__name__}"
-    if sum(p.numel() for p in language_model.parameters()) > MOST_PARAMETERS:
+    if sum(p.numel() for p in {*language_model.parameters(), *head.parameters()}) > MOST_PARAMETERS:
         return f"it has more than {MOST_PARAMETERS:,} parameters"
     return None
 
@@ -65,10 +67,10 @@ class LlamaDecoder:
     """A copy of a language model's weights and the arithmetic over them; later changes of the model are not seen."""
 
     @torch.no_grad()
-    def __init__(self, language_model: nn.Module, suppressed: Sequence[int] = ()) -> None:
-        """suppressed: tokens that are never generated. The model must have no `obstacle`."""
-        base: Any = language_model.base_model
-        config: Any = language_model.config
+    def __init__(self, base: Any, head: Any, suppressed: Sequence[int] = ()) -> None:
+        """base: the language model without its output layer, which is head; they must have no `obstacle`. suppressed: tokens that
+        are never generated."""
+        config = base.config
         first = base.layers[0].self_attn
         self.head_width: int = first.head_dim
         self.heads: int = config.num_attention_heads
@@ -79,7 +81,6 @@ class LlamaDecoder:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.layers = [_layer(layer) for layer in base.layers]
         self._floor = torch.tensor((self.epsilon * config.hidden_size) ** 0.5, device=self.device)
-        head: Any = language_model.get_output_embeddings()  # type: ignore[operator]
         bias = head.weight.new_zeros(head.out_features) if head.bias is None else head.bias.detach().clone()
         bias[list(suppressed)] = -torch.inf
         self.norm, weight = _absorb(base.norm.weight, [head.weight])

@@ -25,7 +25,7 @@ class PackedEngine:
 
     def __init__(self, model: Any, suppressed: Sequence[int]) -> None:
         self.model = model.model
-        self.decoder = LlamaDecoder(self.model.language_model, suppressed)
+        self.decoder = LlamaDecoder(self.model.language_model, model.get_output_embeddings(), suppressed)
         self.towers = towers(model.model)
 
     @property

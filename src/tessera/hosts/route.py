@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -69,7 +68,7 @@ class Route:
             self._print, self._decoder = fingerprint, None
             self._unlike = "its arithmetic is not that of its type"
             try:
-                decoder = _read(language, head)
+                decoder = LlamaDecoder(language, head)
                 if _alike(decoder, language, head):
                     self._unlike, self._decoder = None, decoder
             except (AttributeError, RuntimeError, TypeError):  # modules of another make behind the known names
@@ -145,18 +144,6 @@ def _fingerprint(*modules: nn.Module) -> tuple[Any, ...]:
         found += map(id, module.modules())
         found += ((id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
     return tuple(found)
-
-
-def _read(language_model: Any, head: Any) -> LlamaDecoder:
-    """The weights of a host's language model and output layer, seen as one causal language model."""
-
-    def get_output_embeddings() -> Any:
-        return head
-
-    seen: Any = SimpleNamespace(
-        base_model=language_model, config=language_model.config, get_output_embeddings=get_output_embeddings
-    )
-    return LlamaDecoder(seen)
 
 
 @torch.inference_mode()

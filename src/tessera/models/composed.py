@@ -21,7 +21,7 @@ from tessera.errors import UserError
 from tessera.models import parts as part_specs
 from tessera.models.configuration import TesseraConfig
 from tessera.models.coupling import MEMORY, Coupling, Pass
-from tessera.models.vision import TesseraPreTrainedModel
+from tessera.models.names import HEAD, OUTER, ComposedPreTrainedModel
 from tessera.nn.segments import additive, segment_mask, segment_positions
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
@@ -34,8 +34,8 @@ class TesseraModelOutput(BaseModelOutputWithPast):
     coupling_loss: Tensor | None = None
 
 
-class TesseraModel(TesseraPreTrainedModel):
-    """The composed model without the loss; `language_model` is a whole transformers causal LM."""
+class TesseraModel(ComposedPreTrainedModel):
+    """The composed model without output layer and loss; `language_model` is a transformers language model without a head."""
 
     config_class = TesseraConfig
     config: TesseraConfig
@@ -43,7 +43,8 @@ class TesseraModel(TesseraPreTrainedModel):
     tokens: Any
     connector: Any
 
-    def __init__(self, config: TesseraConfig) -> None:
+    def __init__(self, config: TesseraConfig, heads: list[nn.Module] | None = None) -> None:
+        """heads: gets the output layer that the language model was built with, which this model does not keep."""
         super().__init__(config)
         specs: Any = config.parts
         self.encoders = nn.ModuleList(
@@ -56,7 +57,9 @@ class TesseraModel(TesseraPreTrainedModel):
         behind_connector = part_specs.sees(specs["coupling"], "parts.coupling") == "tokens"
         if behind_connector:
             self._build_vision(specs)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model, head, self.tied_names = _language_model(config)
+        if heads is not None:
+            heads.append(head)
         width = self.language_model.get_input_embeddings().embedding_dim
         if behind_connector:
             self.connector = part_specs.create(
@@ -275,7 +278,7 @@ class TesseraModel(TesseraPreTrainedModel):
             memory=getattr(past_key_values, MEMORY, None),
         )
         with self.coupling.during(now):
-            outputs = self.language_model.base_model(
+            outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -322,3 +325,20 @@ class TesseraModel(TesseraPreTrainedModel):
         if kind == "sdpa":
             return mask
         raise UserError(f"packed rows need attn_implementation 'eager' or 'sdpa', not {kind!r}.")
+
+
+def _language_model(config: TesseraConfig) -> tuple[Any, nn.Module, dict[str, str]]:
+    """The language model of a configuration, taken apart: (without its head, its head, how the two can be tied).
+
+    Both are built by the causal class, so they begin with its weights. The last: name of the head's weight -> name of the
+    embeddings' in the whole model, empty for a class that never ties them. Raises `UserError` for a class without a head.
+    """
+    causal: Any = AutoModelForCausalLM.from_config(config.text_config)
+    base, head = causal.base_model, causal.get_output_embeddings()
+    if base is causal or not isinstance(head, nn.Module):
+        raise UserError(f"text_config: {type(causal).__name__} is no language model with an output layer of its own.")
+    if not causal._tied_weights_keys:
+        return base, head, {}
+    embeddings = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embeddings)
+    return base, head, {f"{HEAD}.weight": f"model.{OUTER}.{name}.weight"}

@@ -110,6 +110,7 @@ class TesseraConfig(StrictConfig):
         self._expect("initializer_range", (float, int), "a number")
         self._expect("logits_with_loss", bool, "true or false")
         self.parts = part_specs.normalise({} if self.parts is None else self.parts)
+        kwargs.pop("tie_word_embeddings", None)  # the language model's configuration says it
         # Another version of transformers may have saved keys of its own.
         foreign = self.transformers_version not in (None, transformers.__version__)
         self.text_config = text_configuration(self.text_config, "text_config", foreign=foreign)
@@ -117,6 +118,15 @@ class TesseraConfig(StrictConfig):
         vocabulary = getattr(self.text_config, "vocab_size", None)
         if vocabulary is not None and not 0 <= self.image_token_id < vocabulary:
             raise UserError(f"image_token_id {self.image_token_id} is outside the vocabulary of {vocabulary} tokens.")
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output layer is the embeddings: what the language model's configuration says."""
+        return bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value  # type: ignore[union-attr]
 
 
 class TesseraVisionConfig(StrictConfig):

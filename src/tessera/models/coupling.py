@@ -89,7 +89,7 @@ class Coupling(nn.Module):
         encoders: Sequence[nn.Module] = (),
         backend: Backend | None = None,
     ) -> None:
-        """Width E; language_model: a whole transformers causal LM; encoders: the towers, for couplings that see them."""
+        """Width E; language_model: of transformers, without output layer; encoders: the towers, for couplings that see them."""
         super().__init__()
         self.config = config
         self.now: Pass | None = None
@@ -156,7 +156,7 @@ def require(placeholders: Tensor, images: int, per_image: int) -> None:
 
 
 def decoder_layers(language_model: nn.Module | None, who: str) -> nn.ModuleList:
-    """The layers of a causal language model, in order. Raises `UserError` where they are not one list."""
+    """The layers of a language model, with or without output layer, in order. Raises `UserError` where they are not one list."""
     if language_model is None:
         raise UserError(f"coupling {who!r} works inside a language model: build it with one.")
     base: Any = getattr(language_model, "base_model", language_model)

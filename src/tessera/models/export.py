@@ -108,8 +108,8 @@ def _weights(model: TesseraForConditionalGeneration) -> dict[str, Tensor]:
         "model.encoders.0.tower.": "model.vision_tower.",
         "model.connector.layers.0.": "model.multi_modal_projector.linear_1.",
         "model.connector.layers.1.": "model.multi_modal_projector.linear_2.",
-        "model.language_model.model.": "model.language_model.",
-        "model.language_model.lm_head.": "lm_head.",
+        "model.language_model.": "model.language_model.",
+        "lm_head.": "lm_head.",
     }
     renamed: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():

@@ -7,7 +7,7 @@ image, D visual channels, E language channels, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tessera.models.composed import TesseraModel, TesseraModelOutput
 from tessera.models.configuration import TesseraConfig
-from tessera.models.vision import TesseraPreTrainedModel
+from tessera.models.names import HEAD, ComposedPreTrainedModel
 from tessera.nn.loss import LossSums, next_token_loss
 from tessera.nn.tokens import QuestionText, VisualTokens
 
@@ -37,22 +37,27 @@ class TesseraCausalLMOutput(CausalLMOutputWithPast):
     image_hidden_states: Tensor | None = None
 
 
-class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
-    """The composed model with its loss and `generate`."""
+class TesseraForConditionalGeneration(ComposedPreTrainedModel, GenerationMixin):
+    """The composed model with its output layer, its loss and `generate`."""
 
     config_class = TesseraConfig
     config: TesseraConfig
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: TesseraConfig) -> None:
         super().__init__(config)
-        self.model = TesseraModel(config)
+        heads: list[nn.Module] = []
+        self.model = TesseraModel(config, heads)
+        [self.lm_head] = heads
+        self._tied_weights_keys = self.model.tied_names
         self.post_init()
         if self.generation_config is not None:  # a generated placeholder would stand for an image that does not exist
             self.generation_config.suppress_tokens = [config.image_token_id]
 
     def sockets(self) -> dict[str, nn.Module]:
-        """See `TesseraModel.sockets`."""
-        return self.model.sockets()
+        """See `TesseraModel.sockets`; the output layer belongs to the language model."""
+        whole = nn.ModuleDict({"model": self.model.language_model, HEAD: self.lm_head})
+        return self.model.sockets() | {"language_model": whole}
 
     @property
     def tokens_per_image(self) -> int:
@@ -71,13 +76,13 @@ class TesseraForConditionalGeneration(TesseraPreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.model.language_model.get_output_embeddings()
+        return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.model.language_model.set_output_embeddings(new_embeddings)
+        self.lm_head = new_embeddings
 
     def get_decoder(self) -> nn.Module:
-        return self.model.language_model.base_model
+        return self.model.language_model
 
     @property
     def reads_question(self) -> bool:

@@ -5,7 +5,7 @@ installed beside it. Then `vllm serve FOLDER` works as for a model of transforme
 
 - its architecture is found in `transformers`, and says `is_backend_compatible()`
 - `AutoModel` gives the model without an output layer, whose attention goes through the registry of attention functions, and whose
-  `get_image_features` gives [images, n, E]; names in the checkpoint map to its own
+  `get_image_features` gives [images, n, E]; names in the checkpoint are its own behind `model.` (older ones are renamed)
 - the processor tells where each image's placeholders are (`return_text_replacement_offsets`, `return_mm_token_type_ids`,
   `image_token`, `image_token_id`) and how many there are (`_get_num_multimodal_tokens`)
 
@@ -25,10 +25,11 @@ from tessera.errors import UserError
 from tessera.models.composed import TesseraModel
 from tessera.models.configuration import TesseraConfig
 from tessera.models.modeling import TesseraForConditionalGeneration
+from tessera.models.names import renamings
 
 
 class TesseraBackbone(TesseraModel):
-    """The composed model around a language model without its output layer, which vLLM brings itself."""
+    """The composed model without its output layer, which vLLM brings itself."""
 
     def __init__(self, config: TesseraConfig) -> None:
         """Raises `UserError` for a coupling that does more than put image features among the embeddings, as vLLM does itself."""
@@ -36,8 +37,6 @@ class TesseraBackbone(TesseraModel):
         kind = (config.parts or {})["coupling"]["kind"]
         if kind != "prefix":
             raise UserError(f"vLLM can serve models whose coupling is 'prefix', not {kind!r}: it puts image features in itself.")
-        self.language_model = self.language_model.base_model
-        self.post_init()  # anew: the plan of tensor parallelism names modules
 
     def get_image_features(self, pixel_values: Tensor, question: None = None, **_: Any) -> Tensor:  # type: ignore[override]
         """See `TesseraModel.get_image_features`; the question is not known, and what else the processor gives is not needed."""
@@ -54,8 +53,8 @@ def register() -> None:
 
     _auto.register_models()
     transformers.AutoModel.register(TesseraConfig, TesseraBackbone, exist_ok=True)
-    renamed = WeightRenaming(source_patterns=r"language_model\.model\.", target_patterns="language_model.")
-    register_checkpoint_conversion_mapping(TesseraBackbone.__name__, [renamed], overwrite=True)
+    older = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings(None).items()]
+    register_checkpoint_conversion_mapping(TesseraBackbone.__name__, older, overwrite=True)
     # transformers imports itself anew while its processors are imported; vLLM's registry may hold the module from before.
     registry = sys.modules.get("vllm.model_executor.models.registry")
     for module in (transformers, sys.modules["transformers"], getattr(registry, "transformers", None)):

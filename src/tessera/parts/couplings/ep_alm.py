@@ -279,8 +279,8 @@ def ids_of(model: Any) -> Tensor:
 
 def inserted(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
     """Logits [T, V] by a plain loop over the layers, and the sequence's length at the end; positions are those of `ids` [T]."""
-    coupling, language_model = model.model.coupling, model.model.language_model
-    base, now = language_model.base_model, coupling.now
+    coupling, base = model.model.coupling, model.model.language_model
+    now = coupling.now
     assert now is None  # the hooks are silent: what follows is the language model alone
     places = (ids == model.config.image_token_id).nonzero().flatten()
     visual = int(places[-1])
@@ -300,4 +300,4 @@ def inserted(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
         rotary = base.rotary_emb(state[None], positions[None])
         made = layer(state[None], attention_mask=causal, position_ids=positions[None], position_embeddings=rotary)
         state = (made[0] if isinstance(made, tuple) else made).reshape(len(state), -1)
-    return language_model.lm_head(base.norm(state)), len(state)
+    return model.lm_head(base.norm(state)), len(state)

@@ -149,7 +149,7 @@ def identity_at_first(lab: Lab) -> Finding:
     ids = torch.tensor([[*prefix(model, 2), 6, 20, 7]])
     with torch.no_grad():
         mine = model(ids, pictures(2)).logits
-        bare = model.model.language_model(ids).logits
+        bare = model.logits_of(model.model.language_model(ids).last_hidden_state)
         opened = opened_gates(model)(ids, pictures(2)).logits
     apart = consistent(model)
     return Finding(
