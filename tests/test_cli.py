@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -10,13 +11,14 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import typer
 from rich.table import Table
+from tests.patience import SECONDS
 
 from tessera.cli import common, main
 from tessera.cli.env import environment
@@ -211,40 +213,55 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # As a process
 
 
-def tessera(code: str, env: dict[str, str], **options: Any) -> subprocess.Popen[str]:
-    """A process whose `env` command is replaced by a function `env()` with the body `code`."""
+@contextlib.contextmanager
+def tessera(code: str, env: dict[str, str], starter: Sequence[str] = (), **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process whose `env` command is replaced by a function `env()` with the body `code`; it ends with the block.
+
+    starter: the command that becomes this process, none by default.
+    """
     program = (
-        "import sys, types, warnings; from tessera.cli import main\n"
+        "import signal, sys, types, warnings; from tessera.cli import main\n"
+        # A job that a shell started in the background ignores Ctrl-C, and so does every process below it: pytest, and this one.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def env():\n    {code}\n"
         "module = types.ModuleType('m'); module.env = env; sys.modules['m'] = module\n"
         "main.COMMANDS['env'] = main.Entry('m', 'env', 'x'); sys.argv = ['tessera', 'env']; main.main()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-c", program], env=env, text=True, **pipes)
+    with subprocess.Popen([*starter, sys.executable, "-c", program], env=env, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_reader_that_goes_away_is_no_error(subprocess_env: dict[str, str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    process = tessera("print('x' * 100_000)", subprocess_env, stdout=writing)
-    os.close(writing)
-    assert process.communicate(timeout=60)[1] == ""
+    with tessera("print('x' * 100_000)", subprocess_env, stdout=writing) as process:
+        os.close(writing)
+        assert process.communicate(timeout=SECONDS)[1] == ""
     assert process.returncode == 1
 
 
-def test_ctrl_c_ends_with_a_sentence(subprocess_env: dict[str, str]) -> None:
-    process = tessera("print('ready', flush=True); import time; time.sleep(60)", subprocess_env)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "tessera: interrupted.\n"
+@pytest.mark.parametrize(
+    "starter", [(), ("sh", "-c", 'trap "" INT; exec "$@"', "sh")], ids=["at a terminal", "in the background"]
+)
+def test_ctrl_c_ends_with_a_sentence(subprocess_env: dict[str, str], starter: tuple[str, ...]) -> None:
+    code = "print('ready', flush=True); import time; time.sleep(100_000)"
+    with tessera(code, subprocess_env, starter) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=SECONDS)[1] == "tessera: interrupted.\n"
     assert process.returncode == 130
 
 
 def test_warnings_of_libraries_stay_silent(subprocess_env: dict[str, str]) -> None:
     warn = "warnings.warn_explicit('{0}', UserWarning, 'f.py', 1, module='{0}')"
     code = f"{warn.format('elsewhere')}; {warn.format('tessera.data')}"
-    said = tessera(code, subprocess_env | {"PYTHONWARNINGS": ""}).communicate(timeout=60)[1]
+    with tessera(code, subprocess_env | {"PYTHONWARNINGS": ""}) as process:
+        said = process.communicate(timeout=SECONDS)[1]
     assert "tessera.data" in said
     assert "elsewhere" not in said
 

@@ -18,6 +18,7 @@ def _own_registrations() -> Iterator[None]:
     """What a test registers is forgotten after it; built-in parts that it was the first to import stay, as their modules do."""
     before = set(registry._registered)
     yield
+    registry._scanned.cache_clear()
     for key, part in list(registry._registered.items()):
         module = part.target.__module__
         built_in = module.startswith("tessera.parts.") and not module.startswith("tessera.parts.time_series")
@@ -135,6 +136,35 @@ def test_parts_of_other_packages_come_through_entry_points(tmp_path: Path, monke
     assert "unrelated" not in registry.names("time_series")
     assert "foreign_parts" not in sys.modules
     assert registry.get("time_series", "theirs").target.__module__ == "foreign_parts"
+
+
+def test_entry_points_are_scanned_once_and_again_for_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, scans = importlib.metadata.entry_points, list[str]()
+
+    def counted(group: str) -> importlib.metadata.EntryPoints:
+        scans.append(group)
+        return scan(group=group)
+
+    def package(folder: str, name: str) -> Path:
+        metadata = tmp_path / folder / f"{name}-1.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[tessera.parts]\ntime_series.{name} = {name}\n")
+        importlib.invalidate_caches()
+        return tmp_path / folder
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", counted)
+    registry._scanned.cache_clear()
+    for _ in range(2):
+        for socket in registry.SOCKETS:
+            assert not {"first", "second"} & set(registry.names(socket))
+    assert scans == ["tessera.parts"]
+    monkeypatch.syspath_prepend(package("one", "first"))
+    assert "first" in registry.names("time_series") and "first" not in registry.names("tokens")
+    assert len(scans) == 2
+    package("one", "second")  # into a folder that has been scanned
+    registry._scanned.cache_clear()
+    assert {"first", "second"} <= set(registry.names("time_series"))
 
 
 @pytest.mark.contract

@@ -12,9 +12,11 @@ importing one file. Third parties register through the entry-point group `tesser
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -100,6 +102,19 @@ def _builtin(socket: str) -> list[str]:
 
 
 def _entry_points(socket: str) -> dict[str, importlib.metadata.EntryPoint]:
-    prefix = socket + "."
-    points = importlib.metadata.entry_points(group="tessera.parts")
-    return {p.name.removeprefix(prefix): p for p in points if p.name.startswith(prefix)}
+    """Name -> entry point of a socket's parts in other packages."""
+    return _scanned(tuple(sys.path)).get(socket, {})
+
+
+@functools.cache
+def _scanned(path: tuple[str, ...]) -> dict[str, dict[str, importlib.metadata.EntryPoint]]:
+    """Socket -> name -> entry point, of all packages on `path`, which is `sys.path`: a new folder on it is scanned by itself.
+
+    A package installed into a folder that was there before needs `_scanned.cache_clear()`, as it needs
+    `importlib.invalidate_caches()`. Scanning reads the metadata of every installed package: once, not once a socket.
+    """
+    found: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group="tessera.parts"):
+        socket, _, name = point.name.partition(".")
+        found.setdefault(socket, {})[name] = point
+    return found

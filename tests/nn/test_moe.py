@@ -26,11 +26,11 @@ def looped(logits: Tensor, k: int, capacity: float | None, real: list[bool]) -> 
             if real[token] and taken[expert] < room:
                 taken[expert] += 1
                 weights[token, expert] = shares[token, expert]
-    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+    return weights if k == 1 else weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
 @pytest.mark.parametrize("capacity", [None, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_routing_equals_a_loop(k: int, capacity: float | None) -> None:
     logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(k)) + torch.tensor([1.0, 0.5, 0.0, 0.0])
     real = [i % 7 != 0 for i in range(40)]
@@ -39,6 +39,28 @@ def test_routing_equals_a_loop(k: int, capacity: float | None) -> None:
     torch.testing.assert_close(weights, looped(logits, k, capacity, real), rtol=0, atol=1e-6)
     sent = [float((weights[:, i] > 0).sum()) / (sum(real) * k) for i in range(4)]
     torch.testing.assert_close(found.load(), torch.tensor(sent))
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_router_learns_from_the_output(k: int, capacity: float | None) -> None:
+    """Its gradient is that of the loop, and not zero, however many experts a token goes to."""
+    layer = MixtureOfExperts(mlp(), 6, 4, k, capacity).train()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(30, 6)
+    weights = looped(layer.router(x), k, capacity, [True] * 30)
+    made = torch.stack([expert(x) for expert in layer.experts], dim=1).detach()
+    (expected,) = torch.autograd.grad((weights[..., None] * made).sum(1).square().sum(), layer.router.weight)
+    layer(x).square().sum().backward()
+    assert float(expected.abs().max()) > 1e-2
+    torch.testing.assert_close(layer.router.weight.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_top_1_keeps_the_routers_probability() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [math.log(9.0), 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(route(logits, 1, None).weights.flatten(), torch.tensor([0.75, 0.9, 0.5]))
+    torch.testing.assert_close(route(logits, 2, None).weights.sum(-1), torch.ones(3))
 
 
 def test_balance_is_one_when_even_and_grows_to_the_number_of_experts() -> None:
@@ -100,6 +122,14 @@ def test_dense_weights_make_every_expert_alike_and_experts_load_as_they_are() ->
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_with_one_expert_a_token_dense_weights_come_out_times_the_routers_probability() -> None:
+    dense, layer = mlp(), MixtureOfExperts(mlp(), 6, 4, 1)
+    nn.ModuleDict({"mlp": layer}).load_state_dict({f"mlp.{name}": value for name, value in dense.state_dict().items()})
+    x = torch.randn(5, 6)
+    share = layer.router(x).softmax(-1).amax(-1, keepdim=True)
+    torch.testing.assert_close(layer(x), share * dense(x), rtol=0, atol=1e-6)
 
 
 def test_foreign_weights_are_refused() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 from PIL import Image
+from tests.patience import SECONDS
 
 from tessera.serving.app import Settings
 from tessera.serving.protocol import ChatRequest, Completion
@@ -31,17 +32,17 @@ def running(answer: Answerer, settings: Settings, grace: float = 2.0) -> Iterato
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            assert ready.wait(20)
+            assert ready.wait(SECONDS)
             yield port
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(SECONDS)
             assert not thread.is_alive()
 
 
 def client(port: int, key: str = "none") -> openai.OpenAI:
     """The official client, without second tries."""
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=SECONDS)
 
 
 def post(port: int, body: bytes | dict[str, Any], path: str = "/v1/chat/completions", **headers: str) -> tuple[int, Any]:
@@ -55,7 +56,7 @@ def call(
     port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """Status, body (JSON if it is) and headers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()

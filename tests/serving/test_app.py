@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 import pytest
+from tests.patience import SECONDS
 from tests.serving.running import Scripted, call, client, post, running, user
 
 from tessera.serving.app import Settings
@@ -31,7 +32,7 @@ def port() -> Iterator[int]:
 
 def until(true: Callable[[], bool]) -> None:
     """Waits for something that another thread does."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + SECONDS
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -177,7 +178,7 @@ def test_a_body_over_the_limit_is_refused_and_the_client_can_read_why(port: int)
     with pytest.raises(openai.APIStatusError) as caught:
         client(port).chat.completions.create(model="m", messages=[{"role": "user", "content": "x" * 60_000}])
     assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
         chunks = (b"x" * 1000 for _ in range(50))  # no length is told
         connection.request("POST", "/v1/chat/completions", chunks, {"Content-Type": "application/json"}, encode_chunked=True)
         answer = connection.getresponse()
@@ -237,7 +238,7 @@ def test_a_token_is_wanted_everywhere_but_for_the_health() -> None:
 def gated(**limits: Any) -> tuple[Scripted, threading.Semaphore, Settings]:
     """A model that takes a step for every release of the gate."""
     gate = threading.Semaphore(0)
-    return Scripted(step=lambda: gate.acquire(timeout=20)), gate, Settings(model="m", limits=Limits(**limits))
+    return Scripted(step=lambda: gate.acquire(timeout=SECONDS)), gate, Settings(model="m", limits=Limits(**limits))
 
 
 def test_more_than_the_queue_holds_is_told_to_come_again() -> None:
@@ -255,7 +256,7 @@ def test_more_than_the_queue_holds_is_told_to_come_again() -> None:
         assert 1 <= int(headers["retry-after"]) <= 60
         gate.release(9)
         for thread in threads:
-            thread.join(20)
+            thread.join(SECONDS)
         assert [status for status, _ in answers] == [200] * 3
         assert post(port, b"{")[0] == 400  # the places are free again
         assert metric(port, "tessera_queue_length") == metric(port, "tessera_running") == 0
@@ -263,7 +264,7 @@ def test_more_than_the_queue_holds_is_told_to_come_again() -> None:
 
 def leave(port: int, body: dict[str, Any], ready: Callable[[], bool]) -> None:
     """Sends a request and hangs up when `ready`."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     until(ready)
     assert connection.sock is not None
@@ -293,7 +294,7 @@ def test_a_client_that_leaves_the_queue_is_never_answered() -> None:
         leave(port, ASK, lambda: metric(port, "tessera_queue_length") == 1)
         until(lambda: metric(port, "tessera_queue_length") == 0)
         gate.release(9)
-        first.join(20)
+        first.join(SECONDS)
         assert post(port, ASK)[0] == 200
         assert (len(model.asked), model.ended) == (2, ["done", "done"])
 
@@ -338,7 +339,7 @@ def test_the_end_waits_for_what_runs_and_tells_the_rest() -> None:
         threads.append(threading.Thread(target=told))
         threads[-1].start()
     for thread in threads:
-        thread.join(20)
+        thread.join(SECONDS)
     statuses = sorted(status for status, _ in answers)
     assert statuses == [200, 503]
     assert_error(next(found for status, found in answers if status == 503))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.patience import SECONDS
 from tests.serving.running import Scripted, call, client, running
 
 from tessera.bench import serve as bench
@@ -49,7 +50,7 @@ def test_a_server_starts_answers_and_ends_in_order(process: subprocess.Popen[str
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 5
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (0, "")
     assert "/v1/chat/completions 200" in said
     assert "the server has ended." in said

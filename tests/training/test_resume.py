@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from tests.patience import SECONDS
 from tests.training.toy import Killed, ToyVLM, data, kill_after, losses, records, settings, train
 
 from tessera.errors import TesseraError, UserError
@@ -245,13 +246,13 @@ def start_and_signal(
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and log.stat().st_size > seen + 1000:
             break
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=SECONDS)
     return process.returncode, output
 
 

@@ -23,7 +23,7 @@ class Routing:
 
     probabilities [N, E] float32, softmax of the router
     experts       [N, k] int64, from the most probable on
-    weights       [N, k] float32, of each expert's output; 0 where the expert was full or the token is padding
+    weights       [N, k] float32, of each expert's output (see `route`); 0 where the expert was full or the token is padding
     real          [N] bool, False at padding
     """
 
@@ -50,8 +50,9 @@ def route(logits: Tensor, k: int, capacity: float | None, real: Tensor | None = 
     """Logits [N, E] -> where each token goes.
 
     capacity: an expert takes at most ceil(capacity k N / E) tokens, first choices before second ones and earlier tokens before
-    later; None: as many as come. The weights of the experts that take a token are renormalised to sum to 1. Padding (`real`
-    [N] False) is sent nowhere and fills no place.
+    later; None: as many as come. For k > 1 the weights of the experts that take a token are renormalised to sum to 1. For k = 1
+    the only weight is the router's probability (Switch Transformer, section 2.1): renormalised it would be 1, and the router
+    would learn nothing from the loss. Padding (`real` [N] False) is sent nowhere and fills no place.
     """
     count, experts = logits.shape
     real = torch.ones(count, dtype=torch.bool, device=logits.device) if real is None else real
@@ -65,14 +66,16 @@ def route(logits: Tensor, k: int, capacity: float | None, real: Tensor | None = 
         place = queue.gather(1, chosen.T.reshape(-1, 1)).view(k, count).T
         taken = taken & (place <= room)
     weights = weights * taken
-    total = weights.sum(-1, keepdim=True)
-    return Routing(probabilities, chosen, weights / total.clamp_min(torch.finfo(weights.dtype).eps), real)
+    if k > 1:
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).eps)
+    return Routing(probabilities, chosen, weights, real)
 
 
 class MixtureOfExperts(nn.Module):
     """E copies of an MLP and a linear router. [..., W] -> [..., W]; a token that no expert takes gets zeros.
 
     A dense MLP's weights may be loaded into it: every expert then gets them (sparse upcycling), and the router keeps its own.
+    With k > 1 it then answers as the dense MLP; with k = 1 its output is the dense one times the router's probability.
 
     real     [...] bool, set from outside before a forward pass: False at padding; None: there is none
     routing  of the last forward pass

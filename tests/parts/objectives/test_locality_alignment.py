@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,14 +9,16 @@ import torch
 from tests.training.small import made, small
 
 from tessera.config import build
-from tessera.errors import UserError
+from tessera.errors import TesseraError, UserError
 from tessera.lab.lab import Lab
+from tessera.parts.encoders.transformers_vision import TINY, TransformersVision
 from tessera.parts.objectives.locality_alignment import (
     LocalityAlignment,
     draw_masks,
     equals_the_method,
     mask_pixels,
     masks_are_uniform,
+    patch_side,
     without_last,
 )
 from tessera.training.objective import Subject
@@ -44,14 +47,71 @@ def test_masks_come_in_threes() -> None:
     assert (draw_masks((1, 2), 64) == masks).all() and (draw_masks((1, 3), 64) != masks).any()
 
 
-def test_hidden_patches_are_zero_pixels_and_shown_ones_untouched() -> None:
-    pixels = torch.randn(1, 3, 32, 32)
-    mask = torch.zeros(1, 16)
-    mask[0, 5] = 1
-    shown = mask_pixels(pixels, mask, (4, 4))
-    assert torch.equal(shown[..., 8:16, 8:16], pixels[..., 8:16, 8:16])
-    shown[..., 8:16, 8:16] = 0
-    assert not shown.any()
+def masked_by_loops(pixels: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int], patch: int) -> torch.Tensor:
+    shown = torch.zeros_like(pixels)
+    for image in range(len(mask)):
+        for number in range(grid[0] * grid[1]):
+            if mask[image, number]:
+                top, left = (patch * place for place in divmod(number, grid[1]))
+                inside = (image, slice(None), slice(top, top + patch), slice(left, left + patch))
+                shown[inside] = pixels[inside]
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [((32, 32), 8), ((384, 384), 14), ((30, 30), 16), ((20, 20), 7), ((41, 33), 8)],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_hidden_patches_and_what_no_patch_covers_are_zero_and_shown_ones_untouched(size: tuple[int, int], patch: int) -> None:
+    grid = (size[0] // patch, size[1] // patch)
+    pixels = torch.rand(3, 3, *size) + 0.1
+    masks = torch.from_numpy(draw_masks((5, patch), grid[0] * grid[1]))
+    found = mask_pixels(pixels, masks, grid, patch)
+    assert torch.equal(found, masked_by_loops(pixels, masks, grid, patch))
+    assert int((found[2, 0] > 0).sum()) == grid[0] * grid[1] * patch**2  # the last mask shows every patch
+    with pytest.raises(TesseraError, match="do not fit"):
+        mask_pixels(pixels, torch.ones(1, (grid[0] + 1) * grid[1]), (grid[0] + 1, grid[1]), patch)
+
+
+@pytest.mark.parametrize("size", [30, 32, 38])
+def test_the_mask_hides_what_the_encoders_own_patches_see(size: int) -> None:
+    """A tower's embedding of a hidden patch is that of a blank one, and its embedding of a shown patch that of the image."""
+    tower = {**TINY["tower"], "image_size": size, "patch_size": 8}
+    encoder: Any = TransformersVision(TransformersVision.Config(tower=tower, layer=0))
+    assert patch_side(encoder) == 8
+    pixels, count = torch.randn(1, 3, size, size), encoder.grid[0] * encoder.grid[1]
+    mask = torch.from_numpy(draw_masks((3, size), count)[:1])
+    with torch.no_grad():
+        shown, image, blank = (
+            encoder(p)[0] for p in (mask_pixels(pixels, mask, encoder.grid, 8), pixels, torch.zeros_like(pixels))
+        )
+    assert 0 < int(mask.sum()) < count
+    torch.testing.assert_close(shown, torch.where(mask[0, :, None] > 0, image, blank), rtol=0, atol=1e-6)
+    assert float((image - blank).abs().amax(1).min()) > 1e-3
+
+
+def test_it_prepares_and_learns_where_patches_do_not_fill_the_image() -> None:
+    tower = {**TINY["tower"], "image_size": 30, "patch_size": 8}
+    model: Any = torch.nn.Module()
+    model.encoder = TransformersVision(TransformersVision.Config(tower=tower))
+    part = LocalityAlignment(build(LocalityAlignment.Config, {"heads": 2}))
+    part.prepare(model, None)
+    masks = np.stack([draw_masks((i,), 9) for i in (0, 1)])
+    batch = {"pixel_values": torch.randn(2, 3, 30, 30), "masks": torch.from_numpy(masks)}
+    loss = part.loss(model, batch, None).loss_sum
+    beside = batch["pixel_values"].clone()
+    beside[..., 24:, :] += 1
+    beside[..., 24:] += 1
+    assert torch.isfinite(loss)
+    torch.testing.assert_close(part.loss(model, {**batch, "pixel_values": beside}, None).loss_sum, loss, rtol=1e-5, atol=0)
+    batch["pixel_values"][..., :24, :24] += 1
+    assert abs(part.loss(model, batch, None).loss_sum - loss) > 1e-3 * loss
+
+
+def test_other_encoders_patches_follow_from_their_grid() -> None:
+    model, _ = prepared()
+    assert patch_side(model.encoder) == 8
 
 
 def test_the_loss_falls_and_trains_encoder_and_decoder_alone() -> None:

@@ -6,8 +6,8 @@ output before any final norm that the tower keeps out of its hidden states, -2 t
 
 Deviations: the pooling head of a tower is dropped where its configuration allows (`vision_use_head`).
 
-Shapes: pixels [B, 3, S, S] -> features [B, N, D], N = (S / patch_size)^2 in reading order; class and register
-tokens dropped.
+Shapes: pixels [B, 3, S, S] -> features [B, N, D], N = (S // patch_size)^2 in reading order (pixels that are left over at the
+right and lower edge belong to no patch); class and register tokens dropped.
 """
 
 from typing import Any
@@ -54,6 +54,7 @@ class TransformersVision(nn.Module):
         self.layer = config.layer
         self.drop = config.drop
         self.image_size: int = described.image_size
+        self.patch_size: int = described.patch_size
         self.width: int = described.hidden_size
         self.grid = (side, side)
         self.tower = AutoModel.from_config(described)

@@ -8,7 +8,10 @@ said. It can only do so where an embedding says what its patch shows. No labels 
 Deviations: the encoder keeps its last norm instead of starting it anew, because it goes back into its model as it is, while the
 zero-initialised head belongs to the objective (the released code leaves it in the encoder). Masked pixels are zero, the mid
 grey of our normalisation. Our encoders give no class token. Teacher outputs are scaled to unit variance around their mean, as
-the released code does with a calibration run, here over the first batch's worth of images at `prepare`.
+the released code does with a calibration run, here over the first batch's worth of images at `prepare`. The decoder's MLPs use
+the tanh form of GELU, as those of `conv_vit` do, whatever the encoder; the released decoder follows the encoder in its
+activation (exact GELU is timm's default, quick GELU CLIP's), norm, kind of MLP, number of heads, and norms of queries and keys.
+Where the patches do not fill the image (27 of 14 pixels in 384), the rest is hidden under every mask, as in the released code.
 
 Shapes: B images, N patches, D width of the encoder, W of the decoder, R masks per image (1 to 3): masks [B, R, N].
 """
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.config import config
-from tessera.errors import UserError
+from tessera.errors import TesseraError, UserError
 from tessera.lab.claim import Finding, claim
 from tessera.nn import initialise
 from tessera.nn.vit import MLP, SelfAttention, eager_backend
@@ -48,10 +51,24 @@ def draw_masks(seed: Sequence[int], patches: int, opposite: bool = True, whole: 
     return np.stack(masks)
 
 
-def mask_pixels(pixels: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pixels [B, 3, S, S] with the patches of grid [g, g] that mask [B, N] hides set to zero."""
-    cells = mask.view(-1, 1, *grid)
-    return pixels * F.interpolate(cells, size=pixels.shape[-2:], mode="nearest")
+def mask_pixels(pixels: Tensor, mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Pixels [B, 3, H, W] with what mask [B, N] hides set to zero: N = rows x columns patches of `patch` x `patch` pixels.
+
+    Patches begin at the upper left corner. Rows and columns of pixels that are left over belong to none and are always hidden.
+    Raises `TesseraError` where the grid does not fit into the pixels.
+    """
+    height, width = pixels.shape[-2:]
+    rows, columns = grid
+    if rows * patch > height or columns * patch > width:
+        raise TesseraError(f"{rows} x {columns} patches of {patch} pixels do not fit into {height} x {width} pixels.")
+    shown = mask.view(-1, 1, rows, columns).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return pixels * F.pad(shown, (0, width - columns * patch, 0, height - rows * patch))
+
+
+def patch_side(encoder: Any) -> int:
+    """Side in pixels of an encoder's patches: its `patch_size` where it has one, else its image divided by its grid."""
+    own = getattr(encoder, "patch_size", None)
+    return int(encoder.image_size) // int(encoder.grid[0]) if own is None else int(own)
 
 
 class DecoderBlock(nn.Module):
@@ -163,7 +180,8 @@ class LocalityAlignment(Objective):
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
         masks = torch.from_numpy(np.stack([draw_masks((i,), encoder.grid[0] * encoder.grid[1])[0] for i in range(16)]))
         with torch.no_grad():
-            tokens = self.teacher(mask_pixels(pixels, masks, encoder.grid).to(next(encoder.parameters()))).float().flatten(0, 1)
+            shown = mask_pixels(pixels, masks, encoder.grid, patch_side(encoder))
+            tokens = self.teacher(shown.to(next(encoder.parameters()))).float().flatten(0, 1)
         mean = tokens.mean(0)
         return mean, (tokens - mean).square().mean().sqrt()
 
@@ -192,9 +210,10 @@ class LocalityAlignment(Objective):
         """See the module. A unit is an image with all its masks."""
         encoder, pixels, masks = encoder_of(model, self.config.encoder), batch["pixel_values"], batch["masks"]
         images, rounds, _ = masks.shape
-        shown = batch.get("teacher_masks", masks).flatten(0, 1)
+        of_teacher = batch.get("teacher_masks", masks).flatten(0, 1)
         with torch.no_grad():
-            wanted = self.teacher(mask_pixels(pixels.repeat_interleave(rounds, 0), shown, encoder.grid)).float()
+            shown = mask_pixels(pixels.repeat_interleave(rounds, 0), of_teacher, encoder.grid, patch_side(encoder))
+            wanted = self.teacher(shown).float()
             wanted = (wanted - self.mean) / self.deviation
         embedded = self.head(encoder(pixels)).repeat_interleave(rounds, 0)
         found = self.decoder(embedded, masks.flatten(0, 1)).float()
