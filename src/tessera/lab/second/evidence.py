@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tessera import registry
-from tessera.errors import UserError
+from tessera.errors import TesseraError, UserError
 from tessera.io import write_json
 from tessera.lab.second import behaviour
 from tessera.lab.second.behaviour import Numbers
@@ -229,10 +229,19 @@ def update(socket: str, name: str, entries: Sequence[Entry], lab: Lab, claims: S
 
 def fingerprint(socket: str, name: str, lab: Lab, before: Evidence | None) -> tuple[Numbers, int]:
     """(the part's present behaviour, its version): one more than in `before` if it changed; the same keeps its numbers."""
-    now = behaviour.of(f"part {socket}/{name}", lab)
+    now = _whole(f"part {socket}/{name}", lab)
     if before is None or not before.behaviour:
         return now, 1
     return (now, before.version + 1) if behaviour.differences(before.behaviour, now) else (before.behaviour, before.version)
+
+
+def _whole(name: str, lab: Lab) -> Numbers:
+    """The present behaviour. Raises `TesseraError` where it cannot be computed: nothing is measured with what cannot be told from
+    something else."""
+    now = behaviour.of(name, lab)
+    if "error" in now:
+        raise TesseraError(f"the behaviour of {name} cannot be computed: {now['error']}")
+    return now
 
 
 def goldens() -> dict[str, dict[str, Any]]:
@@ -256,7 +265,7 @@ def record(names: Sequence[str], lab: Lab) -> None:
         for name in names:
             if name.partition(" ")[0] not in ("protocol", "core"):
                 continue
-            now, before = behaviour.of(name, lab), known.get(name)
+            now, before = _whole(name, lab), known.get(name)
             if before is None:
                 known[name] = {"version": 1, "numbers": now}
             elif behaviour.differences(before["numbers"], now):

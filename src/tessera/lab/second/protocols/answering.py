@@ -70,7 +70,7 @@ class Answering(Protocol):
 
         model, processor = tiny_model()
         items = draw(
-            EvaluationConfig(world=WorldConfig(split="test", width=32, height=32), types=("existence", "position"), n=16)
+            EvaluationConfig(world=WorldConfig(split="test", width=64, height=64), types=("existence", "position"), n=16)
         )
         arms = (
             Plug("random", keep=(0.5,), repeats=2),

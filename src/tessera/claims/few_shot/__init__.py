@@ -1,0 +1,1 @@
+"""Claims of the parts in `tessera.parts.few_shot`."""

@@ -1,0 +1,78 @@
+"""FoPru: a quarter of the visual tokens, those that the vision tower attends to, does what all of them do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, retains, worse
+from tessera.lab.second.protocols.answering import Answering
+from tessera.lab.second.protocols.prefill import Prefill
+
+if TYPE_CHECKING:
+    from tessera.lab.second.lab import Lab
+
+
+def top_quarter(lab: Lab) -> Checked:
+    """Against a loop over the attention that transformers' eager code of the tower reports, averaged over heads and queries."""
+    import torch
+
+    from tessera.hosts.zoo import tiny
+    from tessera.lab.second.exact import best, places, prefilled, same
+
+    made = tiny("llava")
+    made.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        tower = made.model.get_submodule("model.vision_tower")
+        seen = tower(pixel_values=made.inputs((1, 1))["pixel_values"], output_attentions=True).attentions
+    with prefilled("llava", "fopru", {"keep": 0.25}) as (host, sequence):
+        score = seen[host.anatomy.feature_block].mean((1, 2))[:, 1:]
+        equal = []
+        for row, found in enumerate(places(sequence, 0)):
+            first = int(sequence.visual[row].nonzero()[0])
+            equal.append([place - first for place in found] == best(range(64), score[row], 16))
+    return same({"the same tokens, in the same order": all(equal)}, shape="LLaVA with random weights, 64 tokens, 2 prompts")
+
+
+SIGNS = Answering(types=("reading",), world={"kinds": {"text": 1.0}})
+
+CLAIMS = [
+    Exact(
+        id="top_quarter",
+        promise="What stays is the plain top quarter by the tower's own attention, in order.",
+        paper="section 3.2",
+        run=top_quarter,
+    ),
+    Experiment(
+        id="keeps_accuracy",
+        promise="A quarter of the visual tokens keeps 95 % of the accuracy of all tokens.",
+        paper="table 1",
+        protocol=Answering(),
+        treatment=Plug("fopru", keep=0.25),
+        baseline=Plug("fopru", keep=1.0),
+        control=Plug("random", keep=(0.25,), repeats=3),
+        primary=retains("baseline", Paper(0.95, "table 1")),
+        valid_if=(worse("control", than="baseline"),),
+        secondary=(beats("control"),),
+    ),
+    Experiment(
+        id="rows_for_reading",
+        promise="For text, which runs along a line, whole rows are more accurate than single tokens at half of the tokens.",
+        paper="section 3.3",
+        protocol=SIGNS,
+        treatment=Plug("fopru", keep=0.5, strategy="row"),
+        baseline=Plug("fopru", keep=0.5),
+        control=Plug("random", keep=(0.5,), repeats=3),
+        others={"all tokens": Plug("fopru", keep=1.0)},
+        primary=beats("baseline"),
+        valid_if=(worse("control", than="all tokens"),),
+        secondary=(beats("control"),),
+    ),
+    Cost(
+        id="halves_prefill",
+        promise="A quarter of 576 tokens halves the operations of a prefill.",
+        paper="table 3",
+        protocol=Prefill(),
+        treatment=Plug("fopru", keep=0.25),
+        at_least={"flop ratio": Paper(2.0, "table 3")},
+    ),
+]
