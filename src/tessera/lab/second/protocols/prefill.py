@@ -21,7 +21,8 @@ class Prefill(CostProtocol):
     """layers, width: of the language model; patches: side of the grid of visual tokens; text: tokens of the prompt; rounds:
     timed.
 
-    Counted: tokens a layer; flop ratio (host without the part over host with it); token ratio. Timed: prefill ratio.
+    Counted: tokens a layer; flop ratio (host without the part over host with it); language flop ratio (the same without the
+    tower and the connector, which many papers leave out); token ratio. Timed: prefill ratio.
     """
 
     name: ClassVar[str] = "prefill"
@@ -51,12 +52,14 @@ class Prefill(CostProtocol):
             bare, thin = forward(model), forward(plugged.model)
             thin()
             tokens = [stage.index.shape[1] for stage in plugged.sequence.stages]
-            flops = lab.flops(bare) / lab.flops(thin)
+            all_, left = lab.flops(bare), lab.flops(thin)
+            seeing = lab.flops(lambda: model.get_image_features(pixel_values=prompt["pixel_values"]))
             taken = lab.timing(bare, thin, self.rounds) if self.rounds else None
         mean = sum(tokens) / len(tokens)
         return Costs(
             counted={
-                "flop ratio": round(flops, 4),
+                "flop ratio": round(all_ / left, 4),
+                "language flop ratio": round((all_ - seeing) / (left - seeing), 4),
                 "tokens a layer": mean,
                 "token ratio": round(prompt["input_ids"].shape[1] / mean, 4),
             },

@@ -1,0 +1,90 @@
+"""Matryoshka multimodal models: squares of visual tokens become their mean. What training on all scales does is not here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tessera.lab.second.experiment import Checked, Cost, Exact, Paper, Plug
+from tessera.lab.second.protocols.prefill import Prefill
+
+if TYPE_CHECKING:
+    from tessera.lab.second.lab import Lab
+
+
+def nests(lab: Lab) -> Checked:
+    """Against transformers' own building block, torch's average pooling, on random tokens of a raster of 8 x 8."""
+    import torch
+
+    from tessera.hosts.part import Block, Layout
+    from tessera.lab.second.exact import same
+    from tessera.nn.raster import raster
+    from tessera.parts.tokens.m3 import pooled, squares
+
+    tokens = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    image = tokens.view(1, 8, 8, 5).permute(0, 3, 1, 2)
+    once, _, _ = squares(raster([[Layout(64, (Block(0, 8, 8),))]]), 2)
+    again, _, _ = squares(raster([[Layout(16, (Block(0, 4, 4),))]]), 2)
+    direct, _, _ = squares(raster([[Layout(64, (Block(0, 8, 8),))]]), 4)
+    two, four = pooled(pooled(tokens, once), again), pooled(tokens, direct)
+    plain = torch.nn.functional.avg_pool2d(image, 4).permute(0, 2, 3, 1).reshape(-1, 5)
+    nesting, parity = float((two - four).abs().max()), float((four - plain).abs().max())
+    return same({"nests": nesting < 1e-6, "is average pooling": parity < 1e-6}, nesting=nesting, pooling=parity)
+
+
+def pools_what_enters(lab: Lab) -> Checked:
+    """What enters the first layer of a host, against average pooling of the projector's output as the bare host makes it."""
+    import torch
+
+    from tessera.hosts.zoo import tiny
+    from tessera.lab.second.exact import places, prefilled, same
+
+    made, entered = tiny("llava"), []
+    inputs, layer = made.inputs((1, 1)), "model.language_model.layers.0"
+
+    def hear(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        entered.append(args[0] if args else kwargs["hidden_states"])
+
+    with torch.no_grad():
+        handle = made.model.get_submodule(layer).register_forward_pre_hook(hear, with_kwargs=True)
+        made.model(**inputs)
+        handle.remove()
+    worst, counts = 0.0, []
+    with prefilled("llava", "m3", {"factor": 4}) as (host, sequence):
+        handle = host.model.get_submodule(layer).register_forward_pre_hook(hear, with_kwargs=True)
+        host.model(**inputs)
+        handle.remove()
+        for row, found in enumerate(places(sequence, 0)):
+            raster = entered[0][row, sequence.visual[row]].view(1, 8, 8, -1).permute(0, 3, 1, 2)
+            wanted = torch.nn.functional.avg_pool2d(raster, 4)[0].flatten(1).T
+            given = entered[-1][row, sequence.stages[0].visual[row]]
+            counts.append(len(found))
+            worst = max(worst, float((given - wanted).abs().max()))
+    return same(
+        {"4 of 64 tokens": counts == [4, 4], "average pooling to a millionth": worst < 1e-6},
+        shape="LLaVA with random weights, 2 prompts",
+        pooled=worst,
+    )
+
+
+CLAIMS = [
+    Exact(
+        id="nests",
+        promise="Pooled twice by 2 is pooled once by 4, and is average pooling.",
+        paper="section 3",
+        run=nests,
+    ),
+    Exact(
+        id="pools_what_enters",
+        promise="The language model reads the average-pooled output of the projector, and nothing else of the image.",
+        paper="section 3",
+        run=pools_what_enters,
+    ),
+    Cost(
+        id="saves_operations",
+        promise="144 of 576 visual tokens take fewer operations than all of them.",
+        paper="table 7",
+        protocol=Prefill(),
+        treatment=Plug("m3", factor=2),
+        at_least={"flop ratio": Paper(1.0, "table 7, as an order: fewer operations")},
+    ),
+]
