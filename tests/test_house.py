@@ -111,7 +111,7 @@ def test_the_heavy_modules_would_be_noticed(subprocess_env: dict[str, str]) -> N
 
 
 def test_core_never_imports_a_part() -> None:
-    core = [n for n in modules() if not n.startswith("tessera.parts")]
+    core = [n for n in modules() if not n.startswith(("tessera.parts", "tessera.claims"))]
     wrong = {n: found for n in core if (found := {i for i in imports(n, False) if i.startswith("tessera.parts")})}
     assert not wrong, f"parts are reached through tessera.registry only: {wrong}"
 
@@ -123,6 +123,18 @@ def test_a_part_never_imports_another_part() -> None:
         if foreign:
             wrong[name] = foreign
     assert not wrong, f"what two parts share moves down into nn/, data/ or lab/: {wrong}"
+
+
+def test_claims_import_their_own_part_alone_and_no_torch_with_the_module() -> None:
+    wrong = {}
+    for name in (n for n in modules() if n.startswith("tessera.claims.")):
+        socket, _, part = name.removeprefix("tessera.claims.").partition(".")
+        own = f"tessera.parts.{socket}.{part.partition('.')[0].removesuffix('_reference').removesuffix('_behaviour')}"
+        foreign = {i for i in imports(name, False) if i.startswith("tessera.parts.") and not f"{i}.".startswith(f"{own}.")}
+        heavy = {i for i in imports(name, True) if i.partition(".")[0] in ("torch", "transformers", "scipy")}
+        if foreign | heavy:
+            wrong[name] = foreign | heavy
+    assert not wrong, f"claims are data about one part: {wrong}"
 
 
 def test_imports_form_no_circle() -> None:
