@@ -1,4 +1,4 @@
-"""Measures the shipped reference models on the test split and writes evaluation.json and README.md into their folders.
+"""Measures the shipped reference models on the test split; writes evaluation.json, README.md and nano's preconditions.json.
 
 python scripts/write_cards.py                 all of them
 python scripts/write_cards.py nano-clip       some
@@ -17,6 +17,7 @@ from tessera.evaluation.experts import evaluate_expert
 from tessera.evaluation.harness import evaluate
 from tessera.evaluation.items import EvaluationConfig
 from tessera.io import write_json
+from tessera.lab import preconditions
 from tessera.models.reference import REFERENCES, reference_folder
 from tessera.recipes.recipe import recipe
 from tessera.world import WorldConfig
@@ -44,7 +45,9 @@ def _questions(folder: Path, model: Any, processor: Any, config: EvaluationConfi
     result = evaluate(model, processor, config, name=name)
     blind = evaluate(model, processor, config, name=name, blind=True)
     result.with_blind(blind).save(folder / "evaluation.json")
-    write_card(folder, result, blind, how, name=name)
+    found = preconditions.measure(model, processor)
+    write_json(folder / "preconditions.json", found)
+    write_card(folder, result, blind, how, name=name, preconditions=found)
     print(name, f"{result.accuracy:.3f} blind {blind.accuracy:.3f}", {k: round(t.accuracy, 3) for k, t in result.types.items()})
 
 

@@ -82,11 +82,14 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `net` run only with `-m net`, tests marked `gpu` only where there is an accelerator."""
-    asked_for_net = "net" in config.getoption("-m")
+    """Tests marked `net` or `mutants` run only with `-m net`, `-m mutants`, tests marked `gpu` only where there is an
+    accelerator."""
+    asked_for_net, asked_for_mutants = ("net" in config.getoption("-m"), "mutants" in config.getoption("-m"))
     for item in items:
         if "net" in item.keywords and not asked_for_net:
             item.add_marker(pytest.mark.skip(reason="needs the network: pytest -m net"))
+        if item.get_closest_marker("mutants") and not asked_for_mutants:
+            item.add_marker(pytest.mark.skip(reason="takes ten minutes: pytest -m mutants"))
         if "gpu" in item.keywords and not _has_accelerator():
             item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
 
@@ -95,6 +98,18 @@ def _has_accelerator() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have to tell besides whether they pass: their properties, under a heading each."""
+    told: dict[str, list[str]] = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for name, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ():
+            told.setdefault(name, []).append(str(value))
+    for name, lines in told.items():
+        terminalreporter.section(name)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def pytest_report_header() -> str:

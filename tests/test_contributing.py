@@ -34,18 +34,21 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     home = tmp_path / "site-packages"
     metadata = home / "normed-0.1.dist-info"
     metadata.mkdir(parents=True)
-    part, claims, _ = blocks("python")
-    (home / "normed.py").write_text(f"{part}\n\n{claims}", encoding="utf-8")
+    part, claims, *_ = blocks("python")
+    (home / "normed.py").write_text(part, encoding="utf-8")
+    (home / "normed_claims.py").write_text(claims, encoding="utf-8")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: normed\nVersion: 0.1\n", encoding="utf-8")
     points = tomllib.loads(blocks("toml")[0])["project"]["entry-points"]
     lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in found.items()) for group, found in points.items()]
     (metadata / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(str(home))
-    monkeypatch.setattr(evidence, "folder", lambda *_: tmp_path / "evidence")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     importlib.invalidate_caches()
     yield home
     registry._registered.pop(("connectors", "normed"), None)
-    sys.modules.pop("normed", None)
+    for name in ("normed", "normed_claims"):
+        sys.modules.pop(name, None)
     contract.bench_of.cache_clear()
 
 
@@ -70,13 +73,28 @@ def test_it_is_listed_shown_and_verified(package: Path, capsys: pytest.CaptureFi
     rows = {row["part"]: row for row in said(capsys, "list", "connectors")["parts"]}
     assert {"mlp", "normed"} <= rows.keys()
     assert rows["normed"]["title"].startswith("A linear map behind a norm")
+    assert rows["normed"]["status"] == "no evidence"
     shown = said(capsys, "show", "normed")["parts"][0]
     assert shown["options"][0]["name"] == "bias"
-    assert shown["claims"][0]["id"] == "alike"
+    assert [(claim["id"], claim["verdict"]) for claim in shown["claims"]] == [("alike", "not run")]
     verified = said(capsys, "verify", "normed")["parts"][0]
-    assert [claim["verdict"] for claim in verified["claims"]] == ["holds"]
-    assert Path(verified["written"]).is_relative_to(package.parent)
+    assert [(claim["verdict"], claim["ran"]) for claim in verified["claims"]] == [("holds", True)]
+    written = evidence.path_of("connectors", "normed")
+    assert written.is_relative_to(package.parent / "data") and written.is_file()
     assert said(capsys, "show", "normed")["parts"][0]["status"] == "fresh"
+    assert said(capsys, "verify", "normed", "--check")["parts"][0]["status"] == "fresh"
+    again = said(capsys, "verify", "normed")["parts"][0]
+    assert [(claim["verdict"], claim["ran"]) for claim in again["claims"]] == [("holds", False)]
+
+
+def test_the_experiment_is_the_one_that_it_is_said_to_be() -> None:
+    from tessera.lab import experiment
+    from tessera.lab.claims import claims_of
+    from tessera.lab.protocols.answering import Answering
+
+    shown = eval(blocks("python")[2].strip(), {**vars(experiment), "Answering": Answering})
+    own = next(claim for claim in claims_of("tokens", "fopru") if claim.id == shown.id)
+    assert (own.digest(), own.promise) == (shown.digest(), shown.promise)
 
 
 def test_it_is_plugged_into_a_model(package: Path) -> None:
@@ -101,7 +119,7 @@ def test_it_keeps_the_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {"builds", "options", "batch", "padding", "gradients", "saving", "bf16", "meta"} <= found.keys()
     assert set(found.values()) == {("holds", "")}
     scope: dict[str, Any] = {}
-    exec(compile(blocks("python")[2], "CONTRIBUTING.md", "exec"), scope)
+    exec(compile(blocks("python")[3], "CONTRIBUTING.md", "exec"), scope)
     assert scope["test_contract"].pytestmark
     module = sys.modules["normed"]
     monkeypatch.setattr(module, "UNSUPPORTED", {"bf16": "it needs all bits"}, raising=False)

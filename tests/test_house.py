@@ -122,7 +122,23 @@ def test_a_part_never_imports_another_part() -> None:
         foreign = {i for i in imports(name, False) if i.startswith("tessera.parts.") and room(i) != room(name)}
         if foreign:
             wrong[name] = foreign
-    assert not wrong, f"what two parts share moves down into nn/, data/ or lab/: {wrong}"
+    assert not wrong, f"what two parts share moves down into nn/ or data/: {wrong}"
+
+
+def test_a_part_imports_nothing_of_the_lab() -> None:
+    rooms = ("tessera.lab", "tessera.claims")
+    wings = [n for n in modules() if n.startswith("tessera.parts")]
+    wrong = {n: found for n in wings if (found := {i for i in imports(n, False) if i.startswith(rooms)})}
+    assert wings and not wrong, f"a part is its method and nothing else; what it promises stands in claims/: {wrong}"
+
+
+def test_every_file_of_claims_and_evidence_is_about_a_part() -> None:
+    parts = {(path.parent.name, path.stem) for path in PARTS.glob("*/*") if not path.name.startswith("_")}
+    claims = {(p.parent.name, p.stem) for p in (SRC / "tessera" / "claims").glob("*/*.py") if not p.name.startswith("_")}
+    helpers = {pair for pair in claims if pair[1].endswith(("_reference", "_behaviour"))}
+    evidence = {(p.parent.name, p.stem) for p in (SRC / "tessera" / "evidence").glob("*/*.json")}
+    assert claims and not (claims - helpers) - parts, "claims about nothing"
+    assert not evidence - parts, "evidence about nothing"
 
 
 def test_claims_import_their_own_part_alone_and_no_torch_with_the_module() -> None:

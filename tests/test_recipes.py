@@ -24,6 +24,9 @@ def tiny(name: str) -> Recipe:
     lessons = [world for lesson in found.lessons.values() for world in lesson.worlds or []]
     for world in found.worlds + lessons:
         world.width = world.height = 64
+    found.scenes = min(found.scenes, 8)
+    for lesson in found.lessons.values():
+        lesson.scenes = lesson.scenes and 8
     if found.task == "questions":
         found.model["parts"]["encoders"] = [TINY_ENCODER]
         found.model["parts"]["experts"] = {"kind": "single"}

@@ -37,4 +37,4 @@ def test_the_subject_of_default_is_the_nano_shape() -> None:
     assert subject.dtype == "float32"
     assert subject.threads >= 1
     assert not model.training
-    assert processor.tokens_per_image == subject.tokens_per_image == 49
+    assert processor.tokens_per_image == subject.tokens_per_image == 196

@@ -25,7 +25,7 @@ Deviations: none. Shapes: [B, N, D] -> [B, N, E].
 import torch
 from torch import nn
 from tessera.config import config
-from tessera.lab.claim import Finding, claim
+from tessera.lab.experiment import Checked, Exact
 from tessera.registry import part
 
 
@@ -51,9 +51,7 @@ class Toy(nn.Module):
         return tokens.with_features(x * self.gain)
 
 
-@claim("it is linear", kind="exact")
-def linear(lab):
-    return Finding(checks={})
+CLAIMS = [Exact(id="linear", promise="It is linear.", run=lambda lab: Checked(checks={}))]
 '''
 
 
@@ -96,7 +94,7 @@ def test_the_good_toy_keeps_it(toy: Callable[..., None]) -> None:
         ("arXiv:2001.00001", "unpublished", "page", "no arXiv number"),
         ('"""gain: what the result is multiplied with."""', "", "page", "Config has no docstring"),
         ("gain: float = 1.0", "gain: object = 1.0", "options", "takes an object as 'gain'"),
-        ('kind="exact"', 'kind="cost"', "claims", "has no exact claim"),
+        ("CLAIMS = [", "CLAIMS = 0 * [", "claims", "has no exact claim"),
         ("x * self.gain", "x * self.gain / 0", "builds", "not finite"),
         ("x * self.gain", "x * self.gain - x.mean(0)", "batch", "differs by"),
         ("x * self.gain", "x.detach() * self.gain", "gradients", "no gradient reaches 0.linear.weight"),

@@ -6,14 +6,18 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.lab.catalog_wing import PART, Wing, entry, wing_in
+from tests.lab.toys import EFFECT, EXACT, PART, SOCKET, WRONG, Wing, wing_in
 
 from tessera.errors import TesseraError, UserError
+from tessera.io import write_json
 from tessera.lab import catalog, evidence, source
 from tessera.lab.catalog import Catalog, System
+from tessera.lab.claims import claims_of
+from tessera.lab.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,6 +31,11 @@ def wing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
 def load(number: int = 1) -> tuple[Catalog, System]:
     found = Catalog.load("brain")
     return found, found.systems[number - 1]
+
+
+def measured(wing: Wing, *names: str) -> None:
+    for name in names:
+        verify(SOCKET, name, claims_of(SOCKET, name), wing.lab())
 
 
 def build_script():
@@ -92,7 +101,8 @@ def test_a_damaged_catalogue_is_our_fault_in_a_sentence(text: str) -> None:
 
 
 def test_a_part_joins_its_number_and_its_evidence_decides_the_status(wing: Wing) -> None:
-    assert load()[1].row() == {
+    row = load()[1].row()
+    assert row == {
         "n": 1,
         "name": "DenseFusion-1M (Perceptual Fusion)",
         "title": "DenseFusion-1M: Merging Vision Experts for Comprehensive Multimodal Perception",
@@ -104,82 +114,107 @@ def test_a_part_joins_its_number_and_its_evidence_decides_the_status(wing: Wing)
         "verdicts": {},
     }
     wing.part("toy", catalog=1)
+    assert load()[1].status == "no claims"
+    wing.part("toy", EXACT, EFFECT, catalog=1)
     row = load()[1].row()
-    assert (row["socket"], row["part"], row["status"], row["verdicts"]) == ("brain", "toy", "no evidence", {})
-
-    wing.proof("toy", catalog=1)
+    assert (row["socket"], row["part"], row["status"], row["verdicts"]) == ("brain", "toy", "no evidence", {"not run": 2})
+    measured(wing, "toy")
     row = load()[1].row()
-    assert (row["status"], row["verdicts"]) == ("fresh", {"holds": 1})
-
-    wing.part("toy", catalog=1, text=PART + "\n\nCHANGED = True\n")
-    assert load()[1].status == "stale"
+    assert (row["status"], row["verdicts"]) == ("fresh", {"supported": 1, "holds": 1})
 
 
-def test_evidence_that_lacks_a_claim_is_stale(wing: Wing) -> None:
-    wing.part("toy", catalog=1)
-    wing.proof("toy", entry("another"))
-    assert load()[1].status == "stale"
-    wing.proof("toy", entry("stays"), entry("another"))
-    assert load()[1].status == "stale"
+def test_what_is_written_down_and_what_is_computed_agree(wing: Wing) -> None:
+    """Without a lab other code is not seen until its behaviour is recorded; with one it is."""
+    wing.part("toy", EXACT, catalog=1)
+    wing.part("user", EFFECT.replace('Vary("toy"', 'Vary("toy", uses=("toy",)'), catalog=2)
+    measured(wing, "toy", "user")
+    wing.part("toy", text=PART.replace("2 * value", "3 * value"), catalog=1)
+    statuses = [[s.status for s in Catalog.load("brain", lab).systems[:2]] for lab in (None, wing.lab())]
+    assert statuses == [["fresh", "fresh"], ["stale", "stale"]]
+    measured(wing, "toy")
+    statuses = [[s.status for s in Catalog.load("brain", lab).systems[:2]] for lab in (None, wing.lab())]
+    assert statuses == [["fresh", "stale"], ["fresh", "stale"]]
+    (user,) = load(2)[1].parts
+    assert user.reasons == {"helps": ["part brain/toy behaves otherwise (1 then, 2 now)"]}
 
 
-def test_claims_that_code_makes_are_seen(wing: Wing) -> None:
-    made = PART + '\n\nmore = claim("made", kind="exact")(lambda lab: None)\nmore.__claim__ = more.__claim__\n'
-    wing.part("toy", text=made)
-    wing.proof("toy", entry("stays"), entry("<lambda>"))
-    assert load()[0].others[0].status == "fresh"
+def test_a_claim_without_a_result_and_a_result_without_a_claim(wing: Wing) -> None:
+    wing.part("toy", EXACT, catalog=1)
+    measured(wing, "toy")
+    wing.part("toy", EXACT, WRONG, catalog=1)
+    (toy,) = load()[1].parts
+    assert toy.status == "fresh" and toy.reasons == {"two_is_one": ["it was never run"]}
+    assert toy.verdicts == {"holds": 1, "not run": 1}
+    wing.part("toy", WRONG, catalog=1)
+    (toy,) = load()[1].parts
+    assert [(c and c.id, e and e.id) for c, e in toy.results()] == [("two_is_one", None), (None, "is_one")]
+
+
+def test_what_was_found_before_a_claims_present_form_is_no_evidence(wing: Wing) -> None:
+    """A file that holds the history of claims, none of which has run since."""
+    wing.part("toy", EXACT, EFFECT, catalog=1)
+    measured(wing, "toy")
+    found = evidence.read(SOCKET, "toy")
+    assert found is not None
+    waiting = [replace(entry, verdict="not run", digest="") for entry in found.claims]
+    write_json(wing.evidence / "toy.json", replace(found, claims=tuple(waiting)).plain())
+    assert load()[1].row()["verdicts"] == {"not run": 2}
+    statuses = [Catalog.load("brain", lab).systems[0].status for lab in (None, wing.lab())]
+    assert statuses == ["no evidence", "no evidence"]
+    write_json(wing.evidence / "toy.json", replace(found, claims=(found.claims[1], waiting[0])).plain())
+    (toy,) = load()[1].parts
+    assert toy.reasons == {"is_one": ["it was never run"]}
 
 
 def test_two_parts_of_one_system_promise_what_the_weaker_one_does(wing: Wing) -> None:
     for name in ("toy", "other"):
-        wing.part(name, catalog=5)
-    wing.proof("other", entry(verdict="partly"))
+        wing.part(name, EXACT, catalog=5)
+    measured(wing, "other")
     row = load(5)[1].row()
-    assert (row["part"], row["status"], row["verdicts"]) == ("other", "no evidence", {"partly": 1})
-    assert row["more"] == [{"socket": "brain", "part": "toy", "status": "no evidence", "verdicts": {}}]
+    assert (row["part"], row["status"], row["verdicts"]) == ("other", "no evidence", {"holds": 1, "not run": 1})
+    assert row["more"] == [{"socket": "brain", "part": "toy", "status": "no evidence", "verdicts": {"not run": 1}}]
 
 
 def test_a_part_without_claims_does_not_speak_for_its_system(wing: Wing) -> None:
-    wing.part("toy", catalog=5)
-    wing.part("helper", catalog=5, text=PART.partition("@claim")[0])
+    wing.part("toy", EXACT, catalog=5)
+    wing.part("helper", catalog=5)
     assert load(5)[1].status == "no evidence"
-    wing.proof("toy")
+    measured(wing, "toy")
     assert load(5)[1].status == "fresh"
-    wing.part("toy", catalog=5, text=PART + "\n# more\n")
-    wing.part("later", catalog=5)
-    assert load(5)[1].status == "stale"
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda p: p.write_text('{"format": 1, "claims": ['), "cannot be read"),
+        (lambda p: p.write_text('{"format": 2, "claims": ['), "cannot be read"),
         (lambda p: p.write_text("[]"), "toy"),
-        (lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 9')), "format 9"),
-        (lambda p: p.write_text(p.read_text().replace("0.91", '"much"')), "no numbers"),
+        (lambda p: p.write_text(p.read_text().replace('"format": 2', '"format": 9')), "format 9"),
         (lambda p: p.write_text(p.read_text().replace('"holds"', '"proven"')), "damaged"),
         (lambda p: p.write_bytes(b"\xff\xfe"), "cannot be read"),
     ],
 )
 def test_damaged_evidence_is_a_sentence_and_the_others_are_still_listed(wing: Wing, damage, says: str) -> None:
     for number, name in ((1, "toy"), (2, "whole")):
-        wing.part(name, catalog=number)
-        wing.proof(name)
-    damage(wing.evidence / "brain" / "toy.json")
+        wing.part(name, EXACT, catalog=number)
+    measured(wing, "toy", "whole")
+    damage(wing.evidence / "toy.json")
     found, system = load()
     assert len(found.problems) == 1 and says in found.problems[0] and "toy" in found.problems[0]
     assert (system.status, system.parts[0].problem) == ("no evidence", found.problems[0])
     assert found.systems[1].status == "fresh"
 
 
-def test_a_part_that_cannot_be_read_or_has_a_wrong_number_is_a_problem(wing: Wing) -> None:
+def test_what_cannot_be_read_or_has_a_wrong_number_is_a_problem(wing: Wing) -> None:
     wing.part("broken", text="this is no Python")
+    wing.part("vague", "CLAIMS = 3\n", catalog=2)
     wing.part("stranger", catalog=999)
     wing.part("toy", catalog=1)
     found, system = load()
     assert system.parts and [p.source.name for p in found.others] == ["stranger"]
-    assert [p for p in found.problems if "brain/broken cannot be read" in p]
-    assert [p for p in found.problems if "brain/stranger names catalogue number 999" in p]
+    said = "\n".join(found.problems)
+    assert "brain/broken cannot be read" in said and "brain/stranger names catalogue number 999" in said
+    assert "the claims of brain/vague fail: tessera.claims.brain.vague: CLAIMS must be a list" in said
+    assert found.systems[1].status == "no evidence"
 
 
 def test_an_unknown_socket_is_answered_with_the_nearest() -> None:
@@ -195,28 +230,19 @@ def test_a_file_is_read_without_importing_it(wing: Wing) -> None:
     found = source.read("brain", "toy")
     assert (found.catalog, found.title) == (7, "toy reads <b>minds</b>: an e.g. toy")
     assert found.options == (source.Option("keep", "float", "0.5"), source.Option("must", "int", ""))
-    (claim,) = found.claims
-    assert (claim.id, claim.kind, claim.paper, claim.about) == (
-        "stays",
-        "effect",
-        "section 4",
-        "Against the whole & against chance.",
-    )
     assert found.section("what").endswith("It does little.")
     assert found.section("deviations") == "none known; see `keep`."
     assert found.section("sources").startswith("Doe et al.") and found.section("shapes").startswith("[B, N, D]")
 
 
 def test_a_part_in_a_folder_is_read_from_its_init(wing: Wing) -> None:
-    path = wing.part("toy", catalog=3)
+    path = wing.part("toy", EXACT, catalog=3)
     (wing.parts / "toy").mkdir()
     shutil.move(path, wing.parts / "toy" / "__init__.py")
+    wing.changed()
     assert source.read("brain", "toy").path == wing.parts / "toy"
-    wing.proof("toy")
+    measured(wing, "toy")
     assert load(3)[1].status == "fresh"
-    (wing.parts / "toy" / "kernel.py").write_text("x = 1\n")
-    evidence.source_hash.cache_clear()
-    assert load(3)[1].status == "stale"
 
 
 def test_inherited_options_are_seen_by_importing(wing: Wing) -> None:

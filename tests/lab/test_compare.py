@@ -15,7 +15,7 @@ from tessera import registry
 from tessera.bench.sides import Ratio
 from tessera.cli.compare import parse_budget
 from tessera.cli.main import run
-from tessera.lab.claim import budget_of
+from tessera.errors import UserError
 from tessera.lab.compare import Comparison, Kind, Row, compare, swapped
 from tessera.lab.compare_page import label, page, write_page
 from tessera.lab.lab import Lab
@@ -62,9 +62,11 @@ def test_parts_say_how_they_meet_a_budget(name: str, share: float) -> None:
     from tessera.config import build
 
     part = registry.get("tokens", name)
-    meets = budget_of(part)
-    assert meets is not None
-    build(part.target.Config, meets(share, 32))
+    build(part.target.Config, part.target.budget(share, 32))
+
+
+def test_a_part_without_such_a_setting_has_no_budget() -> None:
+    assert registry.get("tokens", "evit").target.budget(0.5, 32) is None
 
 
 def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> None:
@@ -72,14 +74,79 @@ def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> No
     assert [row.tokens for row in found.rows[1:]] == [pytest.approx(8, abs=1)] * 2
 
 
-def test_parts_around_a_model_see_larger_pictures(on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, asked = Lab(cache=tmp_path), []
-    real = lab.evaluate
-    monkeypatch.setattr(lab, "evaluate", lambda *a, **k: asked.append(k) or real(*a, **k))
-    found = compare(lab, "pixels", ("mini_monkey",), on=on, n=2, types=("category",), rounds=1)
+def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bare model, what is plugged into it and what stands around it; a second time from disk."""
+    from tessera.evaluation import harness
+    from tessera.hosts.host_generate import HostGenerator
+
+    asked: list[tuple[str, int]] = []
+    real = harness.evaluate
+
+    def evaluate(model: Any, processor: Any, config: Any, *, answers: Any) -> Any:
+        assert isinstance(getattr(answers, "model", None), HostGenerator) or isinstance(answers, HostGenerator)
+        asked.append((type(answers).__name__, config.world.width))
+        return real(model, processor, config, answers=answers)
+
+    monkeypatch.setattr(harness, "evaluate", evaluate)
+    few: dict[str, Any] = {"on": on, "n": 2, "types": ("category",), "rounds": 1}
+    for _ in range(2):
+        found = compare(Lab(cache=tmp_path, threads=0), "pixels", ("mini_monkey",), **few)
+    assert asked == [("HostGenerator", 3 * SIDE), ("ThroughViews", 3 * SIDE)], "parts around a model see larger pictures"
     assert [(row.name, row.how) for row in found.rows] == [("none", "bare"), ("mini_monkey", "around")]
-    assert {k["world"]["width"] for k in asked} == {3 * SIDE}
     assert found.rows[1].options == {"tile": SIDE} and found.rows[1].flops > found.rows[0].flops
+    asked.clear()
+    for budget in (0.5, 0.5, 0.25):
+        compare(Lab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
+    assert asked == [("HostGenerator", SIDE)] * 3, "the bare model, and random once for each budget"
+
+
+def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessera.lab import compare_runs
+
+    paths = []
+    for digest in ("a", "a", "b"):
+        monkeypatch.setattr(compare_runs, "source_hash", lambda digest=digest: digest)
+        paths.append(compare_runs.Runs(tmp_path)._path("evaluate", {"n": 1}))
+    assert paths[0] == paths[1] != paths[2]
+
+
+def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessera.lab.compare_runs import Runs
+    from tessera.models import reference
+    from tessera.recipes.recipe import recipe
+    from tessera.training import run as training
+
+    runs, made, calls = Runs(tmp_path), recipe("quickstart"), []
+
+    def run(recipe: Any, out: Path) -> Any:
+        calls.append(out)
+        stopped = len(calls) == 1
+        if not stopped:
+            saved(out / "model")
+        return type("Result", (), {"stopped": stopped})(), None, None
+
+    monkeypatch.setattr(training, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(made, ())
+    for _ in range(2):
+        runs.train(made, ())
+    assert len(calls) == 2 and calls[0] == calls[1], "where it stopped, it goes on"
+    made.training.seed += 1
+    runs.train(made, ())
+    assert len(calls) == 3 and calls[2] != calls[1]
+    assert reference.load(calls[2] / "model")
+
+
+def test_differences_are_of_the_same_questions(on: str, tmp_path: Path) -> None:
+    from tessera.lab.compare_runs import Runs, difference
+    from tessera.models import reference
+
+    runs, pair = Runs(tmp_path), reference.load(on)
+    world = {"kinds": {"scene": 1.0}, "width": SIDE, "height": SIDE}
+    first, second = (runs.evaluate(*pair, (), types=("category",), n=n, world=world) for n in (2, 3))
+    assert difference(first, first).value == 0
+    with pytest.raises(UserError, match="different questions"):
+        difference(first, second)
 
 
 def test_a_decoding_part_keeps_all_tokens(on: str, tmp_path: Path) -> None:

@@ -1,66 +1,76 @@
-"""Evidence files: written whole, read with care, stale when what was measured has changed."""
+"""Evidence files: written whole, read with care, stale when what they were measured with behaves otherwise, and only then."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.lab.catalog_wing import SOCKET, Wing, entry, wing_in
+from tests.lab.toys import COST, EFFECT, EXACT, PART, SOCKET, ToyProtocol, Wing, wing_in
 
-from tessera import registry
 from tessera.errors import UserError
 from tessera.lab import evidence
-from tessera.lab.evidence import Evidence
+from tessera.lab.claims import claims_of
+from tessera.lab.evidence import Entry, Evidence
+from tessera.lab.verify import verify
+
+ENTRY = Entry(id="stays", kind="effect", promise="It stays.", verdict="supported", measured={"accuracy": 0.91}, seconds=3.5)
 
 
 @pytest.fixture
 def wing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
     with wing_in(tmp_path, monkeypatch) as made:
-        made.part("toy", catalog=244)
+        made.part("toy", EXACT, EFFECT, COST, catalog=244)
         yield made
 
 
-def toy() -> registry.Part:
-    return registry.get(SOCKET, "toy")
+def measured(wing: Wing, *names: str) -> None:
+    for name in names:
+        verify(SOCKET, name, claims_of(SOCKET, name), wing.lab())
+
+
+def stale(wing: Wing, name: str = "toy") -> dict[str, list[str]]:
+    """Claim -> why, as a new process sees it."""
+    status, reasons = evidence.status(SOCKET, name, evidence.read(SOCKET, name), wing.lab())
+    assert (status == "stale") == any(why != ["it was never run"] for why in reasons.values())
+    return reasons
+
+
+# Files
 
 
 def test_what_is_written_is_read_again(wing: Wing) -> None:
-    path = wing.proof("toy", entry(), catalog=244)
-    assert path == evidence.path_of(toy()) == wing.evidence / "brain" / "toy.json"
-    found = evidence.read(toy())
-    assert found is not None and found.claims == [entry()] and found.catalog == 244
-    assert json.loads(path.read_text()) == asdict(found)
-    assert found.counts() == {"holds": 1}
+    evidence.update(SOCKET, "toy", [replace(ENTRY, id="helps")], wing.lab(), claims_of(SOCKET, "toy"))
+    path = evidence.path_of(SOCKET, "toy")
+    assert path == wing.evidence / "toy.json"
+    found = evidence.read(SOCKET, "toy")
+    assert found is not None and found.catalog == 244 and found.behaviour == {"act": [2.0, 4.0, 6.0]}
+    assert found.counts() == {"supported": 1}
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found.plain()))
+
+
+def test_results_are_put_beside_each_other_and_those_of_no_claim_go(wing: Wing) -> None:
+    claims = claims_of(SOCKET, "toy")
+    for name in ("saves", "helps", "gone"):
+        evidence.update(SOCKET, "toy", [replace(ENTRY, id=name)], wing.lab(), claims)
+    found = evidence.read(SOCKET, "toy")
+    assert found is not None and [entry.id for entry in found.claims] == ["helps", "saves"], "in the claims' order"
 
 
 def test_no_file_is_no_evidence(wing: Wing) -> None:
-    assert evidence.read(toy()) is None
-    assert evidence.status(toy(), None) == "no evidence"
+    assert evidence.read(SOCKET, "toy") is None
+    assert evidence.status(SOCKET, "toy", None, wing.lab()) == ("no evidence", {})
 
 
-def test_what_was_shipped_is_read_where_the_user_has_none(wing: Wing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = tmp_path / "shipped"
-    path = wing.proof("toy")
-    (shipped / "evidence" / "brain").mkdir(parents=True)
-    (shipped / "evidence" / "brain" / "toy.json").write_text(path.read_text().replace("toaster", "kettle"))
-    monkeypatch.setattr(evidence, "PACKAGE", shipped)
-    assert "toaster" in evidence.read(toy()).machine  # type: ignore[union-attr]
-    path.unlink()
-    assert "kettle" in evidence.read(toy()).machine  # type: ignore[union-attr]
+def plain(**changes: object) -> str:
+    made = Evidence(part="toy", socket=SOCKET, catalog=1, claims=(ENTRY,), behaviour={"act": [1.0]}).plain()
+    return json.dumps({name: value for name, value in {**made, **changes}.items() if value != "left out"})
 
 
-def _without(key: str) -> str:
-    plain = asdict(Evidence(part="toy", socket=SOCKET, catalog=1, claims=[entry()], hashes={}, versions={}, machine=""))
-    del plain[key]
-    return json.dumps(plain)
-
-
-def _with(**changes: object) -> str:
-    plain = asdict(Evidence(part="toy", socket=SOCKET, catalog=1, claims=[entry()], hashes={}, versions={}, machine=""))
-    return json.dumps({**plain, **changes})
+def claim(**changes: object) -> str:
+    return plain(claims=[{**ENTRY.plain(), **changes}])
 
 
 @pytest.mark.parametrize(
@@ -68,126 +78,133 @@ def _with(**changes: object) -> str:
     [
         ("", "cannot be read"),
         ("{", "cannot be read"),
-        (_with()[:200], "cannot be read"),
+        (plain()[:200], "cannot be read"),
         ("[]", "is damaged"),
         ("null", "is damaged"),
         ("3", "is damaged"),
-        (_without("claims"), "is damaged"),
-        (_without("hashes"), "is damaged"),
-        (_with(format=99), "has format 99, this version reads 1"),
-        (_with(surprise=1), "is damaged"),
-        (_with(claims=3), "is damaged"),
-        (_with(claims=[3]), "is damaged"),
-        (_with(claims=[{"id": "a"}]), "is damaged"),
-        (_with(claims=[{**asdict(entry()), "verdict": "great"}]), "'great'"),
-        (_with(claims=[{**asdict(entry()), "kind": "feeling"}]), "'feeling'"),
+        (plain(claims="left out"), "is damaged"),
+        (plain(part="left out"), "is damaged"),
+        (plain(format="left out"), "is damaged"),
+        (plain(format=1), "has format 1, this version reads 2"),
+        (plain(surprise=1), "is damaged"),
+        (plain(claims=3), "is damaged"),
+        (plain(claims=[3]), "is damaged"),
+        (plain(claims=[{"id": "a"}]), "is damaged"),
+        (claim(verdict="great"), "'great'"),
+        (claim(kind="feeling"), "'feeling'"),
+        (claim(seconds="long"), "no numbers"),
+        (claim(measured={"accuracy": "much"}), "no numbers"),
+        (claim(primary={"words": "more"}), "is damaged"),
+        (claim(arms=[{"name": "toy", "label": "toy", "metrics": {"accuracy": ["a", "b", "c"]}}]), "no numbers"),
     ],
 )
 def test_a_damaged_file_is_refused_with_what_to_do(wing: Wing, text: str, says: str) -> None:
-    path = wing.proof("toy")
+    path = wing.evidence / "toy.json"
+    path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(UserError) as refused:
-        evidence.read(toy())
+        evidence.read(SOCKET, "toy")
     assert says in str(refused.value) and str(path) in str(refused.value) and "tessera verify" in str(refused.value)
 
 
 def test_a_file_that_is_no_text_is_refused(wing: Wing) -> None:
-    wing.proof("toy").write_bytes(b"\xff\xfe\x00evidence")
+    wing.evidence.mkdir(parents=True)
+    (wing.evidence / "toy.json").write_bytes(b"\xff\xfe\x00evidence")
     with pytest.raises(UserError, match="cannot be read"):
-        evidence.read(toy())
+        evidence.read(SOCKET, "toy")
 
 
-def test_evidence_is_stale_once_the_part_has_changed(wing: Wing) -> None:
-    wing.proof("toy")
-    found = evidence.read(toy())
-    assert evidence.status(toy(), found) == "fresh"
-    path = wing.parts / "toy.py"
-    path.write_text(path.read_text() + "\n# a word\n")
-    evidence.source_hash.cache_clear()
-    assert evidence.status(toy(), found) == "stale"
+# Where they lie
 
 
-@pytest.mark.parametrize("ids", [("stays", "went"), (), ("went",)])
-def test_evidence_is_stale_when_the_part_claims_something_else(wing: Wing, ids: tuple[str, ...]) -> None:
-    wing.proof("toy", *(entry(id=name) for name in ids))
-    found = evidence.read(toy())
-    wanted = "fresh" if ids == () else "stale"  # no entries given: the proof holds the part's own claim
-    assert evidence.status(toy(), found) == wanted
-
-
-def test_evidence_about_a_model_that_is_gone_is_stale(wing: Wing) -> None:
-    wing.proof("toy")
-    found = evidence.read(toy())
-    assert found is not None
-    gone = Evidence(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, "hashes": {"models/never": "0" * 16}})
-    assert evidence.status(toy(), gone) == "stale"
-
-
-def test_line_ends_of_sources_do_not_count(tmp_path: Path) -> None:
-    one, two = tmp_path / "a" / "x.py", tmp_path / "b" / "x.py"
-    for path, text in ((one, b"a = 1\nb = 2\n"), (two, b"a = 1\r\nb = 2\r\n")):
-        path.parent.mkdir()
-        path.write_bytes(text)
-    assert evidence.source_hash(one) == evidence.source_hash(two)
-    two.write_bytes(b"a = 1\r\nb = 3\r\n")
-    evidence.source_hash.cache_clear()
-    assert evidence.source_hash(one) != evidence.source_hash(two)
-    assert evidence.source_hash(tmp_path / "nothing") is None
-
-
-def test_a_reference_models_notes_are_no_part_of_its_hash(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    before = evidence.source_hash(tmp_path)
-    (tmp_path / "evaluation.json").write_text("{}")
-    evidence.source_hash.cache_clear()
-    assert evidence.source_hash(tmp_path) == before
-
-
-def test_outside_a_checkout_evidence_goes_to_the_users_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "PACKAGE", tmp_path / "site-packages" / "tessera")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert evidence.folder() == tmp_path / "data" / "tessera" / "evidence"
+def test_outside_a_checkout_everything_goes_to_the_users_data_folder(wing: Wing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was shipped is read where the user has none, and never written."""
+    measured(wing, "toy")
+    shipped = {path: path.read_bytes() for path in wing.evidence.parent.rglob("*.json")}
+    (wing.package.parent.parent / "pyproject.toml").unlink()
+    data = wing.package / "data"
+    monkeypatch.setenv("XDG_DATA_HOME", str(data))
+    assert stale(wing) == {}
+    measured(wing, "toy")
+    assert [path.name for path in data.rglob("*.json")] == ["toy.json"], "what behaves as shipped is not recorded again"
+    monkeypatch.setattr(ToyProtocol, "behaves", 2.0)
+    (wing.package / "a_change").touch()
+    wing.changed()
+    assert stale(wing).keys() == {"helps"}
+    measured(wing, "toy")
+    assert sorted(path.name for path in data.rglob("*.json")) == ["behaviour.json", "toy.json"]
+    assert evidence.goldens()["protocol toy"]["version"] == 2 and stale(wing) == {}
+    assert {path: path.read_bytes() for path in wing.evidence.parent.rglob("*.json")} == shipped
 
 
 def test_a_third_partys_evidence_never_goes_into_our_source(wing: Wing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = evidence.part_path(toy())
-    monkeypatch.undo()
-    monkeypatch.setattr(evidence, "PACKAGE", tmp_path / "checkout" / "src" / "tessera")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    evidence.PACKAGE.mkdir(parents=True)
-    (tmp_path / "checkout" / "pyproject.toml").touch()
-    assert evidence.folder() == evidence.PACKAGE / "evidence"
-    assert evidence.folder(made) == tmp_path / "data" / "tessera" / "evidence"
+    assert evidence.folder() == evidence.folder(wing.parts / "toy.py") == wing.package / "evidence"
+    assert evidence.folder(tmp_path / "site-packages" / "theirs.py") == tmp_path / "data" / "tessera" / "evidence"
 
 
-def test_the_summary_counts_parts_and_claims(wing: Wing) -> None:
-    wing.part("spare")
-    wing.proof("toy", entry(), catalog=244)
-    spare = registry.get(SOCKET, "spare")
-    found = evidence.summary({toy(): evidence.read(toy()), spare: evidence.read(spare)})
-    assert found == {"parts": {"fresh": 1, "no evidence": 1}, "claims": {"holds": 1}}
+# Freshness
 
 
-def test_what_claims_measure_with_is_what_they_import_of_the_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, part = tmp_path / "lab", tmp_path / "part.py"
-    (lab / "instruments").mkdir(parents=True)
-    (lab / "lab.py").write_text("core = 1")
-    (lab / "instruments" / "trials.py").write_text("from tessera.lab.instruments import deeper")
-    (lab / "instruments" / "deeper.py").write_text("x = 1")
-    (lab / "instruments" / "other.py").write_text("y = 1")
-    part.write_text("def claim(lab):\n    from tessera.lab.instruments.trials import dropping\n")
-    monkeypatch.setattr(evidence, "PACKAGE", tmp_path)
-    before = evidence.lab_hash(part)
+def rewritten(wing: Wing, change: Callable[[str], str]) -> None:
+    path = wing.parts / "toy.py"
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    wing.changed()
 
-    def changed(name: str) -> bool:
-        path = lab / f"{name}.py"
-        text = path.read_text()
-        path.write_text(text + "\n# changed\n")
-        evidence.source_hash.cache_clear()
-        after = evidence.lab_hash(part)
-        path.write_text(text)
-        evidence.source_hash.cache_clear()
-        return after != before
 
-    named = ("lab", "instruments/trials", "instruments/deeper", "instruments/other")
-    assert [changed(name) for name in named] == [True, True, True, False]
+def test_what_does_the_same_is_fresh_however_it_is_written(wing: Wing) -> None:
+    measured(wing, "toy")
+    for change in (
+        lambda text: text + "\n# a word\n",
+        lambda text: text.replace("[2 * value for value in x]", "list(map(lambda v: v + v, x))"),
+        lambda text: text.replace("It does little.", "It does next to nothing."),
+    ):
+        rewritten(wing, change)
+        assert stale(wing) == {}
+
+
+def test_what_does_something_else_makes_stale_what_depends_on_it(wing: Wing) -> None:
+    wing.part("other", EXACT, EFFECT.replace('Vary("shuffled"', 'Vary("shuffled", uses=("toy",)'))
+    measured(wing, "toy", "other")
+    rewritten(wing, lambda text: text.replace("2 * value", "-2 * value"))
+    assert stale(wing).keys() == {"is_one", "helps", "saves"}
+    assert stale(wing, "other").keys() == {"helps"}, "the one whose control is the toy"
+    assert stale(wing, "other")["helps"] == ["part brain/toy behaves otherwise (1 then, changed now)"]
+    measured(wing, "toy")
+    assert stale(wing) == {} and evidence.read(SOCKET, "toy").version == 2  # type: ignore[union-attr]
+    assert stale(wing, "other")["helps"] == ["part brain/toy behaves otherwise (1 then, 2 now)"]
+    measured(wing, "other")
+    assert stale(wing, "other") == {}
+
+
+def test_a_protocol_that_measures_otherwise_makes_its_claims_stale(wing: Wing, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(wing, "toy")
+    monkeypatch.setattr(ToyProtocol, "behaves", 1.000001)  # other kernels round otherwise
+    (wing.package / "a_change").touch()
+    wing.changed()
+    assert stale(wing) == {}
+    monkeypatch.setattr(ToyProtocol, "behaves", 1.1)
+    (wing.package / "another").touch()
+    wing.changed()
+    assert stale(wing) == {"helps": ["protocol toy behaves otherwise (1 then, changed now)"]}
+
+
+def test_another_experiment_is_stale_and_other_words_are_not(wing: Wing) -> None:
+    measured(wing, "toy")
+    wing.part("toy", EXACT, EFFECT.replace("It helps.", "It really helps.").replace("table 2", "table 4"), COST, catalog=244)
+    assert stale(wing) == {}
+    wing.part("toy", EXACT, EFFECT.replace("0.5", "0.6"), COST.replace("Paper(2.0", "Paper(3.0"), catalog=244)
+    assert stale(wing) == {name: ["the experiment is another one"] for name in ("helps", "saves")}
+    wing.part("toy", EXACT, EFFECT, COST, INTERLOPER, catalog=244)
+    assert stale(wing) == {"new": ["it was never run"]}
+
+
+INTERLOPER = 'CLAIMS.append(Exact(id="new", promise="It is new.", run=true))\n'
+
+
+def test_a_part_that_fails_behaves_otherwise(wing: Wing) -> None:
+    measured(wing, "toy")
+    wing.part("toy", text=PART.replace("2 * value", "2 / 0 * value"))
+    assert stale(wing).keys() == {"is_one", "helps", "saves"}

@@ -11,7 +11,7 @@ import torch
 from tests.copies import assert_same_model
 
 from tessera.errors import UserError
-from tessera.lab.instruments.couplings import IMAGE, pictures, prefix, tiny
+from tessera.lab.composed import IMAGE, pictures, prefix, tiny
 from tessera.models.coupling import MEMORY, Coupling, Pass, decoder_layers
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.parts import normalise

@@ -15,7 +15,7 @@ from torch import nn
 from tessera import registry
 from tessera.config import build, field_types
 from tessera.errors import UserError
-from tessera.lab.claim import part_module
+from tessera.lab.claims import part_module
 from tessera.models.parts import buildable, normalise
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
@@ -99,7 +99,7 @@ def test_shapes_and_gradients(socket: str, name: str) -> None:
 @pytest.mark.contract
 @pytest.mark.parametrize("name", [name for socket, name in PARTS if socket == "couplings"])
 def test_couplings_in_a_whole_model(name: str) -> None:
-    from tessera.lab.instruments.couplings import pictures, prefix, tiny
+    from tessera.lab.composed import pictures, prefix, tiny
 
     model = tiny({"kind": name, **tiny_options("couplings", name)}).train()
     ids = torch.tensor([[*prefix(model, 1), 6, 20, 7], [*prefix(model, 1), 6, 21, 7]])

@@ -17,7 +17,7 @@ PLAN = {"*": 1.0, "encoders.*": 0.0}
 def small(name: str = "nano", steps: int = 3, train: dict[str, float] | None = None, **changes: Any) -> Recipe:
     """The recipe with a model of a few thousand parameters, one stage, and a few steps on four samples."""
     found = recipe(name)
-    found.start, found.lessons = {}, {}
+    found.start, found.lessons, found.scenes = {}, {}, 0
     for world in found.worlds:
         world.width = world.height = 64
     if found.task == "questions":

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli.common import JsonOption, emit, note
-from tessera.lab.pages.text import number, words
+from tessera.cli.verify_tables import STYLES, arms, effect, verdict
+from tessera.lab.pages.text import words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
     from tessera.lab.catalog import Built, Catalog, Work
     from tessera.lab.evidence import Entry
-    from tessera.lab.source import Stated
+    from tessera.lab.experiment import Claim
 
-COLOURS = {"holds": "green", "partly": "yellow", "not reproduced": "red", "crashed": "red", "not applicable": "dim"}
-MARKS = {"fresh": "green", "stale": "yellow", "no evidence": "dim", "none": "dim"}
+MARKS = {"fresh": "green", "stale": "yellow", "no evidence": "dim", "no claims": "dim", "none": "dim"}
 
 
 def catalog(
@@ -104,13 +104,19 @@ def _details(work: Work | None, parts: tuple[Built, ...]) -> dict[str, Any]:
             **_row(part, work),
             "doc": part.source.doc,
             "options": part.source.settings(),
-            "claims": part.source.claims,
-            "evidence": part.evidence,
+            "claims": [_claim(part, *result) for result in part.results()],
+            "behaviour": part.evidence and part.evidence.version,
             "problem": part.problem or None,
         }
         for part in parts
     ]
     return found
+
+
+def _claim(part: Built, claim: Claim | None, entry: Entry | None) -> dict[str, Any]:
+    found = {} if claim is None else {"id": claim.id, "kind": claim.kind, "promise": claim.promise, "paper": claim.paper}
+    found |= {"verdict": "not run"} if entry is None else entry.plain()
+    return {**found, "stale": part.reasons.get(str(found["id"]), [])}
 
 
 # Tables
@@ -154,7 +160,7 @@ def _parts(rows: list[tuple[Built, Work | None]]) -> RenderableType:
             table.add_row(Text(words(source.socket), style="bold"))
             before = source.socket
         number = Text(str(work.n) if work else "", style="dim")
-        status = Text(part.status if part.evidence or source.claims else "", style=MARKS[part.status])
+        status = Text(part.status if part.evidence or part.claims else "", style=MARKS[part.status])
         table.add_row(Text(f"  {source.name}", style="cyan"), number, Text(source.title), _verdicts(part.verdicts), status)
     return table
 
@@ -188,9 +194,9 @@ def _part(part: Built) -> list[RenderableType]:
         for option in options:
             table.add_row(Text(option.name, style="cyan"), Text(option.type), Text(option.default))
         lines += [Text(), table]
-    if claims := part.claims():
-        lines += [Text(), _claims(claims)]
-    if source.claims or part.evidence is not None:
+    if part.results():
+        lines += [Text(), _claims(part)]
+    if part.claims or part.evidence is not None:
         lines.append(Text(f"\n{_evidence(part)}", style="dim"))
     return lines
 
@@ -198,50 +204,39 @@ def _part(part: Built) -> list[RenderableType]:
 def _evidence(part: Built) -> str:
     again = f"`tessera verify {part.source.name}`"
     if part.evidence is None:
-        return f"No evidence yet: {again} runs the claims."
+        return f"No results yet: {again} runs the claims."
     seconds = sum(entry.seconds for entry in part.evidence.claims)
-    age = "Fresh evidence" if part.status == "fresh" else "Stale evidence: what it was measured on has changed"
-    return f"{age}. {again} measures it again ({seconds:.0f} s on {part.evidence.machine})."
+    said = "".join(f"{claim}: {'; '.join(why)}. " for claim, why in part.reasons.items())
+    return f"{said}{again} runs what has no fresh result; all claims together took {seconds:.0f} s."
 
 
-def _claims(claims: list[Entry | Stated]) -> Table:
+def _claims(part: Built) -> Table:
     from rich.text import Text
 
-    from tessera.lab.evidence import Entry
-
-    table = _table("claim", "kind", "verdict", "measured", "baseline", "control")
-    for claim in claims:
-        if not isinstance(claim, Entry):
-            table.add_row(Text(claim.title), Text(claim.kind), Text("not run", style="dim"))
+    table = _table("claim", "kind", "verdict", "arms", "effect")
+    for claim, entry in part.results():
+        if entry is None:
+            table.add_row(Text(claim.promise if claim else ""), Text(claim.kind if claim else ""), Text("not run", style="dim"))
             continue
-        title = Text(claim.title)
-        for check, met in claim.checks.items():
+        title = Text(entry.promise if claim is None else claim.promise)
+        for check, met in entry.checks.items():
             title.append(f"\n{'✓' if met else '✗'} {check}", style="green" if met else "red")
-        if claim.note:
-            title.append(f"\n{claim.note}", style="dim italic")
-        verdict = Text(claim.verdict, style=COLOURS[claim.verdict])
-        measured = _numbers(claim.measured, claim.spread)
-        table.add_row(title, Text(claim.kind), verdict, measured, _numbers(claim.baseline), _numbers(claim.control))
+        for change in entry.amended:
+            title.append(f"\nChanged: {change}", style="dim")
+        if entry.note:
+            title.append(f"\n{entry.note}", style="dim italic")
+        plain = entry.plain()
+        table.add_row(title, Text(entry.kind), verdict(plain), arms(plain), effect(plain))
     return table
-
-
-def _numbers(found: Mapping[str, float], spread: Mapping[str, float] | None = None) -> Text:
-    from rich.text import Text
-
-    lines = []
-    for name, value in found.items():
-        varied = (spread or {}).get(name)
-        lines.append(f"{words(name)} {number(value)}" + (f" ± {number(varied)}" if varied else ""))
-    return Text("\n".join(lines))
 
 
 def _verdicts(found: Mapping[str, int]) -> Text:
     from rich.text import Text
 
     text = Text()
-    for verdict, count in found.items():
-        said = "hold" if verdict == "holds" and count > 1 else verdict
-        text.append(", " if text else "").append(f"{count} {said}", style=COLOURS[verdict])
+    for name, count in found.items():
+        said = "hold" if name == "holds" and count > 1 else name
+        text.append(", " if text else "").append(f"{count} {said}", style=STYLES[name])
     return text
 
 

@@ -1,4 +1,4 @@
-"""`tessera run`, the main job: train, evaluate against blind and chance, report, ask."""
+"""`tessera run`, the main job: say how long it takes, train, evaluate against blind and chance, report, show two answers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
     from tessera.evaluation.result import Result
     from tessera.recipes.recipe import Recipe
 
-SCENE = 17
-"""The test scene that is asked about at the end."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """A question about a scene of the world, what the model said, and what is true."""
 
     scene: str
+    type: str
     question: str
     said: str
     answer: str
+    right: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +44,11 @@ class Outcome:
     chance: float
     questions: int
     seconds: dict[str, float]
+    expected: float | None
+    """Seconds that were announced at the start; None where a finished or interrupted run was taken up again."""
     peak_memory: int | None
     asked: list[Asked]
+    """One right and one wrong answer, by the rule of `tessera.evaluation.shown`."""
 
 
 def run(
@@ -56,9 +58,10 @@ def run(
     fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a recipe, evaluate it against blind and chance, write report.html, and ask the model two questions.
+    """Train a recipe, evaluate it against blind and chance, write report.html, and show one right and one wrong answer.
 
-    Without a recipe: the quickstart, minutes on two cores. A finished run is not trained again, only evaluated.
+    Says at the start how long it will take on this machine. Without a recipe: the quickstart, minutes on two cores. A finished
+    run is not trained again, only evaluated.
     """
     chosen = prepare(recipe, set_ or [])
     if chosen.task != "questions":
@@ -68,6 +71,7 @@ def run(
 
     note(f"{chosen.name}: {chosen.about}")
     begin = time.perf_counter()
+    announced = None if (folder / "checkpoint").exists() and not fresh else _announce(chosen)
     trained, model, processor = train(chosen, folder, resume=not fresh)
     if trained.stopped:
         note(trained.text)
@@ -105,10 +109,26 @@ def run(
         chance=result.chance,
         questions=result.n,
         seconds={k: round(v, 1) for k, v in seconds.items()},
+        expected=announced,
         peak_memory=memory,
-        asked=_ask(chosen, model, processor),
+        asked=_asked(result),
     )
     emit(outcome, as_json, lambda o: _render(o, result))
+
+
+def _announce(recipe: Recipe) -> float:
+    """Says how long the run will take on this machine, and returns the seconds."""
+    from tessera.bench.expected import expected
+
+    found = expected(recipe)
+    parts = {"reading scenes": found.reading, "training": found.training, "evaluation": found.evaluation}
+    told = ", ".join(f"{name} {_minutes(seconds)}" for name, seconds in parts.items() if seconds)
+    note(f"This will take about {_minutes(found.all)} on this machine: {told} (measured in {found.measuring:.0f} s).")
+    return round(found.all, 1)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _evaluate(recipe: Recipe, model: Any, processor: Any, blind: bool) -> Result:
@@ -126,21 +146,13 @@ def _evaluate(recipe: Recipe, model: Any, processor: Any, blind: bool) -> Result
         )
 
 
-def _ask(recipe: Recipe, model: Any, processor: Any) -> list[Asked]:
-    """Two questions of different types about one test scene."""
-    from tessera.hosts.generate import Generator
-    from tessera.world import World
+def _asked(result: Result) -> list[Asked]:
+    from tessera.evaluation.shown import shown
 
-    sample = World(recipe.evaluation.world).sample(SCENE, "scene")
-    wanted = recipe.evaluation.types or None
-    by_type = {q.type: q for q in sample.questions(wanted) if q.form == "open"}
-    chosen = [by_type[t] for t in ("attribute", "relation", "count", *by_type) if t in by_type][:2]
-    generator = Generator(model, processor)
-    prefix = generator.prefix(sample.images())
-    answers = generator.answer(prefix, [q.text for q in chosen])
+    split = result.config.get("world", {}).get("split", "test")
     return [
-        Asked(scene=f"test:{SCENE}:scene", question=q.text, said=a.text, answer=q.answer)
-        for q, a in zip(chosen, answers, strict=True)
+        Asked(scene=f"{split}:{e.index}:{e.kind}", type=e.type, question=e.question, said=e.said, answer=e.answer, right=e.right)
+        for e in shown(result)
     ]
 
 
@@ -150,20 +162,24 @@ def _render(outcome: Outcome, result: Result) -> Group:
 
     from tessera.cli.eval import result_table
 
-    minutes = outcome.seconds["all"] / 60
+    taken = _minutes(outcome.seconds["all"])
+    announced = "" if outcome.expected is None else f", {_minutes(outcome.expected)} were expected"
     lines: list[Any] = [
         result_table(result),
         Text(
             f"\n{outcome.accuracy:.0%} of {outcome.questions:,} questions right, {outcome.blind:.0%} without the images "
-            f"({minutes:.1f} minutes in all)."
+            f"({taken} in all{announced})."
         ),
-        Text(f"\nReport: {outcome.report}"),
-        Text(f"Ask it:  tessera ask --world {outcome.asked[0].scene} --model {outcome.model}\n"),
+        Text(f"\nReport: {outcome.report}\n"),
     ]
     for asked in outcome.asked:
-        lines += [Text(f"  {asked.question}"), Text(f"  {asked.said}" + _verdict(asked), style="bold"), Text("")]
+        lines += [
+            Text(f"  {asked.question}"),
+            Text(f"  {asked.said or 'nothing'}" + _verdict(asked), style="bold"),
+            Text(f"  tessera ask --world {asked.scene} --model {outcome.model}\n", style="dim"),
+        ]
     return Group(*lines)
 
 
 def _verdict(asked: Asked) -> str:
-    return "  (right)" if asked.said == asked.answer else f"  (wrong: it is {asked.answer})"
+    return "  (right)" if asked.right else f"  (wrong: it is {asked.answer})"

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
     from tessera.lab.sample import Again
 
-STYLES = {"holds": "green", "partly": "yellow", "not reproduced": "red", "crashed": "bold red", "not applicable": "dim"}
+STYLES = {
+    "supported": "green",
+    "holds": "green",
+    "inconclusive": "yellow",
+    "contradicted": "red",
+    "fails": "red",
+    "invalid": "magenta",
+    "not applicable": "dim",
+    "crashed": "bold red",
+    "not run": "dim",
+}
 
 
 def table(parts: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -20,68 +30,113 @@ def table(parts: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    made = _table("part", "claim", "measured", "baseline", "control", "verdict")
+    made = table_of("part", "claim", "arms", "effect", "verdict")
     made.add_column("s", justify="right")
-    counts: dict[str, int] = {}
     for part in parts:
         for entry in part["claims"]:
-            verdict, spread = entry["verdict"], entry["spread"]
-            counts[verdict] = counts.get(verdict, 0) + 1
             made.add_row(
                 Text(part["part"]),
-                Text.assemble(entry["title"], (f" ({entry['kind']})", "dim")),
-                _numbers(entry["measured"], spread),
-                _numbers(entry["baseline"], _of("baseline", spread)),
-                _numbers(entry["control"], _of("control", spread)),
-                _verdict(entry),
+                Text.assemble(entry["promise"], (f" ({entry['kind']})", "dim")),
+                arms(entry),
+                effect(entry),
+                verdict(entry),
                 Text(f"{entry['seconds']:.1f}"),
             )
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no claims"
+    lines = [f"{kind}: {said}" for kind in ("effect", "exact", "cost") if (said := _said(parts, kind))]
     seconds = sum(entry["seconds"] for part in parts for entry in part["claims"])
-    written = [part["written"] for part in parts if part.get("written")]
-    lines = [f"{said}; {seconds:.0f} s", *(f"written: {path}" for path in written)]
-    return Group(made, Text("\n".join(lines), style="dim"))
+    return Group(made, Text("\n".join([*lines, f"{seconds:.0f} s in all"]), style="dim"))
+
+
+def _said(parts: Sequence[Mapping[str, Any]], kind: str) -> str:
+    found = [entry["verdict"] for part in parts for entry in part["claims"] if entry["kind"] == kind]
+    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in STYLES if verdict in found)
+
+
+def arms(entry: Mapping[str, Any]) -> Text:
+    """Means of the arms in the claim's metric, or what an exact claim or a cost measured."""
+    from rich.text import Text
+
+    metric = entry.get("metric", "")
+    lines = [f"{arm['name']} {arm['metrics'][metric][0]:.4g}" for arm in entry.get("arms", ()) if metric in arm["metrics"]]
+    lines += [f"{name} {value:.4g}" for name, value in entry.get("measured", {}).items()]
+    lines += [f"{name} {v[0]:.3g} ({v[1]:.3g} to {v[2]:.3g})" for name, v in entry.get("timed", {}).items()]
+    return Text("\n".join(lines))
+
+
+def effect(entry: Mapping[str, Any]) -> Text:
+    """The primary effect with its interval, margin and units."""
+    from rich.text import Text
+
+    found = entry.get("primary")
+    if found is None:
+        return Text("")
+    value, low, high = (found[name] - found["margin"] for name in ("value", "low", "high"))
+    text = f"{value:+.3g} ({low:+.3g} to {high:+.3g})"
+    return Text(f"{text}\n{found['words']}\n{entry.get('units', 0)} {entry.get('unit', '')}s")
+
+
+def verdict(entry: Mapping[str, Any]) -> Text:
+    """The verdict, and why where that is not plain from the effect."""
+    from rich.text import Text
+
+    said = entry["verdict"]
+    why = ""
+    if said == "fails":
+        why = "not: " + "; ".join(what for what, met in entry.get("checks", {}).items() if not met)
+    elif said == "crashed":
+        why = entry.get("note", "")
+    elif said == "invalid":
+        why = "not shown: " + "; ".join(one["words"] for one in entry.get("validity", ()) if one["low"] <= one["margin"])
+    elif said == "not applicable":
+        why = "; ".join(
+            f"{c['words']}: {c['value']:.3g}, needed {c['needed']:.3g}" for c in entry.get("conditions", ()) if not c["holds"]
+        )
+    elif said == "inconclusive":
+        why = f"would have shown {entry['primary']['detectable']:.2g}"
+    return Text(f"{said}{f' ({why})' if why else ''}", style=STYLES[said])
 
 
 def freshness(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The parts whose evidence is not fresh, with what has changed, and how many are."""
+    """The claims whose evidence is not fresh, with what has changed, and how many parts are fresh."""
     from rich.console import Group
     from rich.text import Text
 
-    made = _table("part", "evidence", "changed since")
+    made = table_of("part", "evidence", "claim", "why")
     for row in rows:
-        if row["status"] != "fresh":
-            made.add_row(Text(f"{row['socket']}/{row['part']}"), Text(row["status"]), Text(", ".join(row["changed"])))
+        for claim, why in row["stale"].items():
+            made.add_row(Text(f"{row['socket']}/{row['part']}"), Text(row["status"]), Text(claim), Text("; ".join(why)))
+        if row["not run"] or row["status"] == "damaged":
+            said = ", ".join(row["not run"])
+            made.add_row(Text(f"{row['socket']}/{row['part']}"), Text(row["status"]), Text(said), Text("never run", style="dim"))
     fresh = sum(row["status"] == "fresh" for row in rows)
     end = Text(f"{fresh} of {len(rows)} parts with claims have fresh evidence.")
-    if fresh == len(rows):
+    if not made.row_count:
         return end
-    return Group(made, end, Text("Measure again what is not: tessera verify --stale", style="dim"))
+    return Group(made, end, Text("Measure what is not: tessera verify --all", style="dim"))
 
 
 def sampled(found: Sequence[Again]) -> RenderableType:
     """Verdicts of evidence beside those of now."""
     from rich.text import Text
 
-    made = _table("part", "claim", "evidence", "now", "moved most")
+    made = table_of("part", "claim", "evidence", "now", "moved")
     made.add_column("s", justify="right")
     for result in found:
-        moved = "" if result.apart is None else f"{result.apart[0]} by {100 * result.apart[1]:.2g} %"
+        moved = "" if result.moved is None else f"{result.moved:.2g} half widths"
+        said = result.now.verdict + (f": {result.now.note}" if result.now.verdict == "crashed" else "")
         made.add_row(
             Text(f"{result.socket}/{result.part}"),
-            Text(result.now.title),
+            Text(result.now.promise),
             Text(result.before.verdict, style=STYLES[result.before.verdict]),
-            Text(
-                result.now.verdict + (f": {result.now.note}" if result.now.verdict == "crashed" else ""),
-                style="" if result.agrees else "bold red",
-            ),
+            Text(said, style="" if result.agrees else "bold red"),
             Text(moved),
             Text(f"{result.now.seconds:.1f}"),
         )
     return made
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """A table with a line under its head."""
     from rich import box
     from rich.table import Table
 
@@ -89,29 +144,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         made.add_column(column, overflow="fold")
     return made
-
-
-def _verdict(entry: Mapping[str, Any]) -> Text:
-    from rich.text import Text
-
-    verdict = entry["verdict"]
-    missed = [what for what, met in entry["checks"].items() if not met]
-    text = verdict
-    if verdict == "partly":
-        text = f"partly (not: {'; '.join(missed)})"
-    if verdict == "crashed":
-        text = f"crashed: {entry['note']}"
-    return Text(text, style=STYLES[verdict])
-
-
-def _of(role: str, spread: Mapping[str, float]) -> dict[str, float]:
-    """The spreads of one role, by the names of its numbers."""
-    return {name.removeprefix(f"{role} "): value for name, value in spread.items() if name.startswith(f"{role} ")}
-
-
-def _numbers(values: Mapping[str, float], spread: Mapping[str, float]) -> Text:
-    from rich.text import Text
-
-    return Text(
-        "\n".join(f"{name} {value:.4g}" + (f" ± {spread[name]:.2g}" if name in spread else "") for name, value in values.items())
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,19 @@ _TAGS = {"questions": "image-text-to-text", "captions": "zero-shot-image-classif
 
 
 def model_card(
-    result: Result | ExpertResult, blind: Result | None = None, recipe: Any = None, *, about: str = "", name: str = ""
+    result: Result | ExpertResult,
+    blind: Result | None = None,
+    recipe: Any = None,
+    *,
+    about: str = "",
+    name: str = "",
+    preconditions: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown with a YAML head.
 
     result: of an evaluation; blind: of the same one without the images; recipe: the experiment (plain data or a config) in full;
-    about: a sentence on what the model is; name: what `tessera.load` takes, the result's own name if empty.
+    about: a sentence on what the model is; name: what `tessera.load` takes, the result's own name if empty; preconditions: what
+    `tessera.lab.preconditions.measure` gives.
     Raises `UserError` when `blind` answers other questions than `result`.
     """
     plain = to_dict(recipe) or {}
@@ -62,6 +70,7 @@ def model_card(
         "## What it can do",
         _measured(result, world),
         _table(result, blind) if isinstance(result, Result) else _expert_table(result),
+        *(["## What methods find in it", _preconditions(preconditions)] if preconditions else []),
         "## How it is used",
         (_USE_VLM if isinstance(result, Result) else _USE_EXPERT).format(name=name).rstrip(),
         "## Limits",
@@ -139,6 +148,31 @@ def _table(result: Result, blind: Result | None) -> str:
         "the same kind of question."
     )
     return f"{_markdown(head, rows)}\n\n{note}"
+
+
+def _preconditions(found: Mapping[str, Any]) -> str:
+    """Tables of redundancy and of the encoders, sentences on prior and calibration."""
+    chosen = found["redundancy"]
+    shares = list(chosen["random"])
+    kept = [[f"{how} choice", *(_share(chosen[how][share]) for share in shares)] for how in chosen]
+    head = ["visual tokens kept", *(f"{100 * float(share):g} %" for share in shares)]
+    prior, sure, towers = found["prior"], found["calibration"], found["encoders"]
+    rows = [[kind, *(_share(towers[how][kind]) for how in towers)] for kind in towers["all"]]
+    return "\n\n".join(
+        [
+            f"Accuracy on {found['questions']:,} questions about single scenes of the test split. Oracle choice: tokens that "
+            "drawn things cover, of every thing equally many.",
+            _markdown(head, kept),
+            f"Without the image {_share(prior['accuracy, without the image'])} of its answers are right. It says yes to "
+            f"{_share(prior['yes rate, without the image'])} of the yes-or-no questions then, to "
+            f"{_share(prior['yes rate, seeing'])} with the image; yes is right for {_share(prior['yes is right'])}. Its answers "
+            f"have a mean probability of {_share(sure['probability'])}; {_share(sure['accuracy'])} are right. The expected "
+            f"calibration error is "
+            f"{_share(sure['expected calibration error'])}.",
+            "What each encoder alone knows: accuracy when an encoder says the same of every place.",
+            _markdown(["question type", *towers], rows),
+        ]
+    )
 
 
 def _expert_table(result: ExpertResult) -> str:

@@ -21,9 +21,13 @@ _SIDE = 224
 
 def cards(result: Result, right: bool, limit: int = 18) -> str:
     """At most `limit` right (wrong) answers as cards, first one of every type."""
-    chosen = spread([e for e in result.examples if e.right == right], limit)
-    world = build(WorldConfig, result.config.get("world", {}), "world")
-    return "".join(_card(example, World(world)) for example in chosen)
+    return draw(result, spread([e for e in result.examples if e.right == right], limit))
+
+
+def draw(result: Result, examples: Iterable[Example]) -> str:
+    """These examples of `result` as cards, in order."""
+    world = World(build(WorldConfig, result.config.get("world", {}), "world"))
+    return "".join(_card(example, world) for example in examples)
 
 
 def spread(examples: Sequence[Example], limit: int) -> list[Example]:

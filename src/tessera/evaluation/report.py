@@ -15,6 +15,7 @@ from typing import Any
 from tessera.config import to_dict
 from tessera.evaluation import charts, pictures
 from tessera.evaluation.result import Result, TypeResult
+from tessera.evaluation.shown import RULE, shown
 from tessera.io import write_text
 
 
@@ -48,7 +49,7 @@ def report_html(result: Result, run: Run | None = None, blind: Result | None = N
         result = result.with_blind(blind)
     files = resources.files("tessera.evaluation")
     page = Template((files / "report.html").read_text(encoding="utf-8"))
-    sections = (_abilities(result), _learning(run), _examples(result), _settings(result, run))
+    sections = (_shown(result), _abilities(result), _learning(run), _examples(result), _settings(result, run))
     return page.substitute(
         version=html.escape(result.versions.get("tessera", "")),
         css=(files / "report.css").read_text(encoding="utf-8"),
@@ -103,6 +104,15 @@ def _figures(result: Result, run: Run) -> str:
     if run.peak_memory:
         found.append(("peak memory", f"{run.peak_memory / 2**30:.1f} <small>GiB</small>"))
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in found)
+
+
+def _shown(result: Result) -> str:
+    """The two answers that `tessera run` ends with."""
+    chosen = shown(result)
+    if not chosen:
+        return ""
+    drawn = pictures.draw(result, chosen)
+    return f'<section><h2>Learned and not learned</h2><p class="hint">{RULE}</p><div class="cards">{drawn}</div></section>'
 
 
 def _abilities(result: Result) -> str:

@@ -147,6 +147,12 @@ class HostPart:
         """Options with which the part does its work on a host of `layers` decoder layers (about half of the visual tokens)."""
         return {}
 
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any] | None:
+        """Options with which about `share` (0 to 1) of the visual tokens are read, on average over `layers` decoder layers; None:
+        no option says how many."""
+        return None
+
     @property
     def positions(self) -> Positions:
         """How tokens are numbered after this part dropped some."""

@@ -1,34 +1,37 @@
-"""The catalogue: the published systems that Tessera knows, joined with the parts that implement them and their evidence.
+"""The catalogue: the published systems that Tessera knows, joined with the parts that implement them, their claims and evidence.
 
     catalog = Catalog.load()
     catalog.systems[243].status  # of system 244
 
-Parts are found over all sockets and joined by catalogue number. Nothing is imported for it: files are read (`lab.source`).
+Parts are found over all sockets and joined by catalogue number. No part is imported for it: files are read (`lab.source`), and
+claims files load no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tessera import registry
 from tessera.errors import TesseraError, UserError
+from tessera.lab import claims as claiming
 from tessera.lab import evidence as files
 from tessera.lab import source as sources
-from tessera.lab.claim import VERDICTS
 from tessera.lab.evidence import Entry, Evidence
+from tessera.lab.experiment import Claim
+from tessera.lab.judge import VERDICTS
+from tessera.lab.lab import Lab
 from tessera.lab.source import Source
 
-Status: TypeAlias = Literal["none", "no evidence", "fresh", "stale"]
-"""none: no part implements the system; no evidence: nobody has run its claims; fresh, stale: whether the evidence is about the
-present code."""
-STATUSES: tuple[Status, ...] = ("fresh", "stale", "no evidence", "none")
+Status: TypeAlias = Literal["none", "no claims", "no evidence", "fresh", "stale"]
+"""none: no part implements the system; no claims: a part that promises nothing; no evidence: nobody has run its claims; fresh,
+stale: whether the evidence is about the present experiments and behaviour."""
+STATUSES: tuple[Status, ...] = ("fresh", "stale", "no evidence", "no claims", "none")
 _FORMAT = 1
 
 
@@ -61,11 +64,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A part with its evidence; `problem` says in a sentence why evidence could not be read."""
+    """A part with its claims and evidence.
+
+    about    what its claims file says of itself
+    reasons  id of a claim -> why its result is stale, in words
+    problem  why claims or evidence could not be read, in a sentence
+    """
 
     source: Source
+    claims: tuple[Claim, ...] = ()
+    about: str = ""
     evidence: Evidence | None = None
-    status: Status = "no evidence"
+    status: Status = "no claims"
+    reasons: Mapping[str, list[str]] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -75,14 +86,15 @@ class Built:
 
     @property
     def verdicts(self) -> dict[str, int]:
-        """How many claims have which verdict."""
-        return {} if self.evidence is None else self.evidence.counts()
+        """How many claims have which verdict; those without a result are "not run"."""
+        found = [("not run" if entry is None else entry.verdict) for _, entry in self.results()]
+        return {verdict: found.count(verdict) for verdict in VERDICTS if verdict in found}
 
-    def claims(self) -> list[Entry | sources.Stated]:
-        """Results in the order of the evidence, then the claims that have none yet."""
-        done = [] if self.evidence is None else self.evidence.claims
-        known = {entry.id for entry in done}
-        return [*done, *(c for c in self.source.claims if c.id not in known)]
+    def results(self) -> list[tuple[Claim | None, Entry | None]]:
+        """Claims with their results, in the order of the claims file, then results whose claim is made no longer."""
+        entries = {} if self.evidence is None else {entry.id: entry for entry in self.evidence.claims}
+        found: list[tuple[Claim | None, Entry | None]] = [(claim, entries.pop(claim.id, None)) for claim in self.claims]
+        return [*found, *((None, entry) for entry in entries.values())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +107,8 @@ class System:
     @property
     def status(self) -> Status:
         """Of several parts the status that promises least; a part that makes no claims does not count beside others."""
-        speaking = [p for p in self.parts if p.source.claims or p.evidence is not None or p.problem] or self.parts
-        found = {part.status for part in speaking}
-        worst: tuple[Status, ...] = ("stale", "no evidence", "fresh")
+        found = {part.status for part in self.parts}
+        worst: tuple[Status, ...] = ("stale", "no evidence", "fresh", "no claims")
         return next((status for status in worst if status in found), "none")
 
     @property
@@ -133,17 +144,22 @@ class Catalog:
 
     systems: tuple[System, ...]
     others: tuple[Built, ...] = ()
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, socket: str | None = None) -> Catalog:
-        """Everything, or with the parts of one socket only. Raises `UserError` for an unknown socket."""
+    def load(cls, socket: str | None = None, lab: Lab | None = None) -> Catalog:
+        """Everything, or with the parts of one socket only.
+
+        Without `lab` evidence is fresh by what is written down: the same experiments, the same recorded versions of what they
+        were measured with. With it the behaviour itself is computed and compared, which takes minutes. Raises `UserError` for an
+        unknown socket.
+        """
         known = works()
         by_number: dict[int, list[Built]] = {}
         others: list[Built] = []
         problems: list[str] = []
         for name in registry.SOCKETS if socket is None else (socket,):
-            for built in _built(name, problems):
+            for built in _built(name, problems, lab):
                 number = built.source.catalog
                 if number is None:
                     others.append(built)
@@ -222,61 +238,87 @@ def parse(text: str) -> list[Work]:
         raise TesseraError(f"the catalogue that ships with tessera is damaged ({error}); install tessera-vlm anew.") from error
 
 
-def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Verdict -> how many, over several counts, in the order of `VERDICTS`."""
     found = list(counts)
     sums = {verdict: sum(count.get(verdict, 0) for count in found) for verdict in VERDICTS}
     return {verdict: number for verdict, number in sums.items() if number}
 
 
-def _built(socket: str, problems: list[str]) -> Iterator[Built]:
+def _built(socket: str, problems: list[str], lab: Lab | None) -> Iterator[Built]:
     """The parts of a socket; one that cannot be read is a problem, and the others still come."""
     for name in registry.names(socket):
         try:
             source = sources.read(socket, name)
         except Exception as error:
-            what = " ".join(str(error).split()) or type(error).__name__
-            problems.append(f"{socket}/{name} cannot be read: {what}")
+            problems.append(f"{socket}/{name} cannot be read: {_said(error)}")
             continue
-        part = registry.Part(name, socket, None, source.catalog)
+        claims: tuple[Claim, ...] = ()
         try:
-            found = _checked(files.read(part, source.path), files.path_of(part, source.path))
-            yield Built(source=source, evidence=found, status=_status(source, found))
-        except Exception as error:
-            what = " ".join(str(error).split())
-            sentence = what if isinstance(error, UserError) else f"the evidence of {socket}/{name} cannot be used: {what}"
-            problems.append(sentence)
-            yield Built(source=source, problem=sentence)
-
-
-def _checked(found: Evidence | None, path: Path) -> Evidence | None:
-    """The evidence, if all that should be numbers are. Raises `UserError` otherwise."""
-    for entry in () if found is None else found.claims:
-        numbers = [entry.seconds, *entry.seeds]
-        for group in (entry.measured, entry.baseline, entry.control, entry.spread):
-            numbers += group.values()
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise UserError(
-                f"the evidence in {path} is damaged (claim {entry.id!r}: no numbers); write it anew with `tessera verify`."
+            claims = tuple(claiming.claims_of(socket, name))
+            found = files.read(socket, name, source.path)
+            status, reasons = _status(socket, name, claims, found, lab)
+            yield Built(
+                source=source,
+                claims=claims,
+                about=claiming.about(socket, name),
+                evidence=found,
+                status=status,
+                reasons=reasons,
             )
-    return found
+        except Exception as error:
+            sentence = str(error) if isinstance(error, UserError) else f"the claims of {socket}/{name} fail: {_said(error)}"
+            problems.append(sentence)
+            yield Built(source=source, claims=claims, status="no evidence", problem=sentence)
 
 
-def _status(source: Source, found: Evidence | None) -> Status:
-    """As `evidence.status`, from the part's file alone where that shows all claims."""
-    if found is None:
-        return "no evidence"
-    if {c.id for c in source.claims} != {entry.id for entry in found.claims}:
-        return files.status(registry.get(source.socket, source.name), found)  # claims that code makes are seen by importing
-    return "fresh" if all(_now(source, name) == value for name, value in found.hashes.items()) else "stale"
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _now(source: Source, name: str) -> str | None:
-    if name == "part":
-        return files.source_hash(source.path)
-    if name == "lab":
-        return files.lab_hash(source.path)
-    return files.now(registry.Part(source.name, source.socket, None), name)
+def _status(
+    socket: str, name: str, claims: tuple[Claim, ...], found: Evidence | None, lab: Lab | None
+) -> tuple[Status, dict[str, list[str]]]:
+    if found is None or (claims and not found.ran):
+        return ("no evidence" if claims else "no claims"), {}
+    if lab is not None:
+        return files.status(socket, name, found, lab)
+    entries = {entry.id: entry for entry in found.claims}
+    reasons = {c.id: why for c in claims if (why := recorded(socket, name, c, entries.get(c.id), found))}
+    ran = {entry.id for entry in found.claims if entry.verdict != "not run"}
+    return ("stale" if reasons.keys() & ran else "fresh"), reasons  # a claim that waits for its first run makes nothing stale
+
+
+def recorded(socket: str, name: str, claim: Claim, entry: Entry | None, found: Evidence) -> list[str]:
+    """Why a result is stale as far as files tell: another experiment, a crash, another recorded version of what it depends on.
+
+    As `evidence.why_stale`, which computes the behaviour; weights of models are not looked at here.
+    """
+    if entry is None or entry.verdict == "not run":
+        return ["it was never run"]
+    why = [] if claim.digest() == entry.digest else ["the experiment is another one"]
+    if entry.verdict == "crashed":
+        why.append("it crashed")
+    for dependency, was in entry.depends.items():
+        now = str(found.version) if dependency == f"part {socket}/{name}" else _version(dependency)
+        if now not in ("", was):
+            why.append(f"{dependency} behaves otherwise ({was} then, {now} now)")
+    return why
+
+
+def _version(dependency: str) -> str:
+    """The recorded version of a behaviour; "" where files do not tell."""
+    kind, _, rest = dependency.partition(" ")
+    if kind in ("protocol", "core"):
+        return str(files.goldens().get(dependency, {}).get("version", ""))
+    if kind == "part":
+        socket, _, part = rest.partition("/")
+        try:
+            other = files.read(socket, part, sources.read(socket, part).path)  # the path given: nothing is imported for it
+        except (UserError, TesseraError):
+            return ""
+        return "" if other is None or not other.behaviour else str(other.version)
+    return ""
 
 
 def _fold(name: str) -> str:

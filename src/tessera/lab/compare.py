@@ -5,7 +5,7 @@
 
 What can be plugged into a model is plugged into it; what cuts pictures or acts around a model does so; what a composed model is
 built of is put in the place of the reference model's own part and trained for as many steps as all others. Accuracies are kept on
-disk by what they depend on (`Lab.evaluate`), times are measured anew, all contenders in turns.
+disk (`compare_runs.Runs`), times are measured anew, all contenders in turns.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from tessera import registry
 from tessera.bench.sides import Ratio, interleaved, ratio
 from tessera.errors import UserError
 from tessera.evaluation import provenance
-from tessera.lab import evidence
-from tessera.lab.claim import budget_of
-from tessera.lab.instruments.trials import SEEING, plugged_copy
+from tessera.lab.compare_runs import Runs, difference, plugged_copy
 
 if TYPE_CHECKING:
     from tessera.evaluation.intervals import Interval
@@ -34,6 +32,8 @@ ANSWER = 2
 """Tokens of that answer, about as many as answers have."""
 BUILT = ("pixels", "encoders", "experts", "tokens", "connectors", "couplings")
 """Sockets of composed models."""
+SEEING = ("existence", "count", "relation", "position", "size", "attribute", "category", "at")
+"""Question types about single scenes that need the picture."""
 OnStep = Callable[[str], object]
 
 
@@ -160,7 +160,7 @@ def compare(
         questions=n,
         rows=rows,
         refused=refused,
-        shape=f"one image and a short question, {ANSWER} tokens of answer, float32, {lab.shape()}",
+        shape=f"one image and a short question, {ANSWER} tokens of answer, {lab.shape()}",
         machine=provenance.machine(),
         versions=provenance.versions(),
     )
@@ -193,6 +193,7 @@ class _Ring:
     def __init__(self, lab: Lab, model: Any, processor: Any, on: str, n: int, types: tuple[str, ...], stack: ExitStack) -> None:
         self.lab, self.model, self.processor, self.on, self.n, self.types, self.stack = lab, model, processor, on, n, types, stack
         self.scale = 1
+        self.runs = Runs(lab.cache / "compare")
 
     def bare(self, scale: int) -> _Contender:
         """The model as it is."""
@@ -202,7 +203,7 @@ class _Ring:
             how="bare",
             options={},
             budget=None,
-            result=self.ask(self.model),
+            result=self.ask(self.model, ()),
             work=self.answer(self.model),
             tokens=self._all,
             parameters=provenance.parameter_count(self.model),
@@ -225,29 +226,28 @@ class _Ring:
         from tessera.hosts.plug import attach
 
         layers = attach(self.model).layer_count
-        meets = budget_of(part)
         asked: list[tuple[float | None, dict[str, Any]]] = [(None, {})]
-        if meets is not None:
-            asked = [(budget, meets(budget, layers)) for budget in budgets]
+        if part.target.budget(budgets[0], layers) is not None:
+            asked = [(share, part.target.budget(share, layers)) for share in budgets]
         elif part.socket == "tokens":
             asked = [(None, part.target.example(layers))]
         for budget, options in asked:
             host = plugged_copy(self.stack, self.model, part.name, options)
-            result = self.ask(self.model, plug={part.name: options})
+            result = self.ask(self.model, (part,), plug={part.name: options})
             counts = (lambda host=host: _entering(host)) if "visual tokens" in part.target.claims else self._all
             yield self._contender(part.name, "plugged", options, budget, result, host.model, counts)
 
     def _around(self, part: registry.Part) -> Iterator[_Contender]:
         from tessera.config import build
-        from tessera.evaluation.answering import generator
-        from tessera.lab.instruments.views import ByAgent, ThroughViews
+        from tessera.hosts.host_generate import HostGenerator
+        from tessera.lab.around import ByAgent, ThroughViews
 
         side = int(getattr(self.model, "image_size", 0)) or 336
         example = getattr(part.target, "example", dict)
         options = {name: side for name in ("tile",) if name in example()}
         made = part.target(build(part.target.Config, options, part.name))
         if hasattr(part.target, "views"):
-            answers: Any = ThroughViews(generator(self.model, self.processor), made)
+            answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
             from tessera.hosts.agent import SessionSeer
             from tessera.hosts.session import OwnSession, TransformersSession
@@ -257,8 +257,7 @@ class _Ring:
                 OwnSession(self.model, self.processor) if ours else TransformersSession(self.model, self.processor, self.on)
             )
             answers = ByAgent(SessionSeer(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
-        key = [part.socket, part.name, options, evidence.part_hash(part)]
-        result = self.ask(self.model, answers=answers, answers_key=key)
+        result = self.ask(self.model, (part,), answers=answers, options={part.name: options})
         picture = self.picture()
         yield _Contender(
             name=part.name,
@@ -274,9 +273,9 @@ class _Ring:
     def _trained(self, part: registry.Part, steps: int) -> Iterator[_Contender]:
         if self.on != "nano":
             raise UserError(f"{part.name} is built into a model and trained with it: compare it on nano.")
-        model, _ = self.lab.train(swapped(part, steps))
+        model, _ = self.runs.train(swapped(part, steps), (part,))
         model.eval()
-        result = self.ask(model)
+        result = self.ask(model, (part,))
         yield self._contender(part.name, "trained", {}, float(steps), result, model, lambda: self.placeholders(model))
 
     def _contender(
@@ -300,16 +299,18 @@ class _Ring:
             parameters=provenance.parameter_count(model),
         )
 
-    def ask(self, model: Any, **options: Any) -> Result:
+    def ask(self, model: Any, parts: Sequence[registry.Part], **options: Any) -> Result:
         """The questions; pictures are larger than the model reads where parts look closer."""
         side = int(getattr(model, "image_size", 0)) or 336
         world = {"kinds": {"scene": 1.0}, "width": self.scale * side, "height": self.scale * side}
-        return self.lab.evaluate(model, self.processor, types=self.types, n=self.n, world=world, **options)
+        return self.runs.evaluate(model, self.processor, parts, types=self.types, n=self.n, world=world, **options)
 
     def picture(self) -> Any:
         """What the prompt shows."""
+        from tessera.world import World
+
         side = self.scale * (int(getattr(self.model, "image_size", 0)) or 336)
-        return self.lab.world(width=side, height=side, kinds={"scene": 1.0})[0].images()[0]
+        return World(split="test", width=side, height=side, kinds={"scene": 1.0})[0].images()[0]
 
     def inputs(self, model: Any) -> dict[str, Any]:
         """The prompt."""
@@ -402,7 +403,7 @@ def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[R
                     kind: Kind(n=found.n, accuracy=found.accuracy, low=found.low, high=found.high)
                     for kind, found in result.types.items()
                 },
-                against=lab.difference(result, bare.result) if number and same else None,
+                against=difference(result, bare.result) if number and same else None,
                 tokens=tokens[number],
                 flops=flops[number],
                 time=ratio(taken["0"], taken[str(number)]),

@@ -1,79 +1,130 @@
-"""The file that a part's claims leave: what was measured, on what, and whether it is still about the present code.
+"""The file that a part's claims leave: what was measured, on what, what it was before, and whether it is still about the present
+code.
 
-    src/tessera/evidence/<socket>/<name>.json
+    src/tessera/evidence/<socket>/<name>.json       a part's claims
+    src/tessera/evidence/behaviour.json             fingerprints of protocols and of the core, with versions
 
-Evidence is stale when the part's source, the lab's, the world's or a used reference model's hash is no longer the one that was
-measured.
+Evidence is stale, claim by claim, when the experiment is another one, or when something that it was measured with (the part, a
+protocol, the world, the trainer, a reference model) behaves otherwise than it did. See `tessera.lab.behaviour`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tessera import registry
-from tessera.errors import UserError
+from tessera.errors import TesseraError, UserError
 from tessera.io import write_json
-from tessera.lab.claim import KINDS, VERDICTS, claims_of, part_module
+from tessera.lab import behaviour
+from tessera.lab.behaviour import Numbers
+from tessera.lab.claims import claims_of, part_module
+from tessera.lab.experiment import KINDS, Claim, Condition
+from tessera.lab.judge import VERDICTS, Estimate
+from tessera.lab.lab import Lab
 
 Status: TypeAlias = Literal["no evidence", "fresh", "stale"]
-FORMAT = 1
-_MEASURING = (
-    "lab/claim.py", "lab/lab.py", "evaluation/harness.py", "evaluation/items.py", "evaluation/scoring.py",
-    "evaluation/answering.py", "evaluation/intervals.py",
-)  # fmt: skip
-"""What all numbers depend on, besides what claims import from the lab; how numbers are shown or stored is no part of it."""
-_LAB_MODULE = re.compile(r"\btessera\.lab(\.instruments)?(?:\.| import )(\w+)")
-PACKAGE = Path(__file__).resolve().parent.parent
+FORMAT = 2
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """An earlier form of an experiment: its digest, what came of it, and why it was changed."""
+
+    digest: str
+    verdict: str
+    said: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """An arm as it is shown: metric -> (mean, low, high), 95 % interval."""
+
+    name: str
+    label: str
+    metrics: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One claim's result; fields as in `tessera.lab.claim.Finding`, `seconds` is what it cost."""
+    """One claim's result.
+
+    effect: effects with intervals, arms, units (`unit`: images or seeds), `looks` taken, preconditions.
+    exact: checks and measured numbers. cost: counted numbers, `bounds` in words, timed ratios (median, low, high).
+    digest: of the experiment; depends: name of a behaviour -> its version, or a model's weights; seconds: what it cost.
+    """
 
     id: str
     kind: str
-    title: str
+    promise: str
     verdict: str
-    checks: dict[str, bool] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
-    baseline: dict[str, float] = field(default_factory=dict)
-    control: dict[str, float] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=list)
-    spread: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    shape: str = ""
     paper: str = ""
+    metric: str = ""
+    protocol: str = ""
+    unit: str = ""
+    units: int = 0
+    looks: int = 0
+    primary: Estimate | None = None
+    validity: tuple[Estimate, ...] = ()
+    secondary: tuple[Estimate, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    arms: tuple[Shown, ...] = ()
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    timed: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    shape: str = ""
     note: str = ""
+    amended: tuple[str, ...] = ()
+    history: tuple[Former, ...] = ()
+    digest: str = ""
+    depends: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    machine: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON; what is empty is left out."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if value not in ("", 0, 0.0, None) and value != () and value != {}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """A part's results and what they belong to.
-
-    hashes: "part", "lab", "world" and one per used reference model ("models/nano").
-    """
+    """A part's results. behaviour: the part's fingerprint, and `version`, which goes up when it changes."""
 
     part: str
     socket: str
     catalog: int | None
-    claims: list[Entry]
-    hashes: dict[str, str]
-    versions: dict[str, str]
-    machine: str
-    format: int = FORMAT
+    claims: tuple[Entry, ...] = ()
+    behaviour: Numbers = field(default_factory=dict)
+    version: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ran(self) -> bool:
+        """Whether any claim has a result: a file may hold nothing but what was found before claims took their present form."""
+        return any(entry.verdict != "not run" for entry in self.claims)
 
     def counts(self) -> dict[str, int]:
         """How many claims have which verdict; verdicts that none has are left out."""
         found = [entry.verdict for entry in self.claims]
         return {verdict: found.count(verdict) for verdict in VERDICTS if verdict in found}
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        claims = [entry.plain() for entry in self.claims]
+        return {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k != "claims"}, "claims": claims}
+
+
+# Files
 
 
 def folder(source: Path | None = None) -> Path:
@@ -86,23 +137,21 @@ def folder(source: Path | None = None) -> Path:
     return Path(home).expanduser() / "tessera" / "evidence"
 
 
-def path_of(part: registry.Part, source: Path | None = None) -> Path:
+def path_of(socket: str, name: str, source: Path | None = None) -> Path:
     """Where the part's evidence is, or would be, written. `source`: its file or folder, if known; else the part is imported."""
-    return folder(source or part_path(part)) / part.socket / f"{part.name}.json"
+    return folder(source or part_path(socket, name)) / socket / f"{name}.json"
 
 
-def write(evidence: Evidence, source: Path) -> Path:
-    """Writes the evidence of the part with this file or folder, whole or not at all."""
-    path = folder(source) / evidence.socket / f"{evidence.part}.json"
-    write_json(path, asdict(evidence))
-    return path
+def part_path(socket: str, name: str) -> Path:
+    """The part's file, or its folder; imports the part."""
+    source = Path(str(part_module(registry.get(socket, name)).__file__))
+    return source.parent if source.name == "__init__.py" else source
 
 
-def read(part: registry.Part, source: Path | None = None) -> Evidence | None:
-    """The part's evidence: the user's own if there is any, else what was shipped; None if nobody has run its claims. `source` as
-    for `path_of`. Raises `UserError` for a file that is damaged.
-    """
-    for path in dict.fromkeys((path_of(part, source), PACKAGE / "evidence" / part.socket / f"{part.name}.json")):
+def read(socket: str, name: str, source: Path | None = None) -> Evidence | None:
+    """The part's evidence: the user's own if there is any, else what was shipped; None if nobody has run its claims. Raises
+    `UserError` for a file that is damaged."""
+    for path in dict.fromkeys((path_of(socket, name, source), PACKAGE / "evidence" / socket / f"{name}.json")):
         if path.is_file():
             return parse(path)
     return None
@@ -118,94 +167,205 @@ def parse(path: Path) -> Evidence:
     try:
         if plain["format"] != FORMAT:
             raise UserError(f"the evidence in {path} has format {plain['format']}, this version reads {FORMAT}; {again}")
-        entries = [Entry(**entry) for entry in plain["claims"]]
-        found = Evidence(**{**plain, "claims": entries})
-    except (KeyError, TypeError) as error:
+        entries = tuple(_entry(entry) for entry in plain["claims"])
+        found = Evidence(**{k: v for k, v in plain.items() if k not in ("format", "claims")}, claims=entries)
+        for entry in found.claims:
+            if entry.kind not in KINDS or entry.verdict not in VERDICTS:
+                raise ValueError(f"claim {entry.id!r}: {entry.kind!r}, {entry.verdict!r}")
+            numbers: list[Any] = [entry.seconds, *entry.measured.values(), *(x for t in entry.timed.values() for x in t)]
+            numbers += [x for arm in entry.arms for triple in arm.metrics.values() for x in triple]
+            if not all(isinstance(number, (int, float)) for number in numbers):
+                raise ValueError(f"claim {entry.id!r}: no numbers")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the evidence in {path} is damaged ({error}); {again}") from error
-    for entry in found.claims:
-        if entry.kind not in KINDS or entry.verdict not in VERDICTS:
-            raise UserError(f"the evidence in {path} is damaged (claim {entry.id!r}: {entry.kind!r}, {entry.verdict!r}); {again}")
     return found
 
 
-def status(part: registry.Part, evidence: Evidence | None) -> Status:
-    """Whether the evidence is about the present code: its hashes, and one result for every claim of the part."""
-    if evidence is None:
-        return "no evidence"
-    known = {c.id for c in claims_of(part)}
-    if known != {entry.id for entry in evidence.claims}:
-        return "stale"
-    return "fresh" if all(now(part, name) == value for name, value in evidence.hashes.items()) else "stale"
+def _entry(plain: Mapping[str, Any]) -> Entry:
+    values = dict(plain)
+    if values.get("primary") is not None:
+        values["primary"] = Estimate(**values["primary"])
+    for name, kind in (
+        ("validity", Estimate),
+        ("secondary", Estimate),
+        ("conditions", Condition),
+        ("arms", Shown),
+        ("history", Former),
+    ):
+        values[name] = tuple(kind(**one) for one in values.get(name, ()))
+    values["amended"] = tuple(values.get("amended", ()))
+    return Entry(**values)
 
 
-def hashes(part: registry.Part, models: Sequence[str] = ()) -> dict[str, str]:
-    """What a run of the part's claims belongs to, the named reference models included."""
-    names = ["part", "lab", "world", *(f"models/{name}" for name in sorted(models))]
-    return {name: found for name in names if (found := now(part, name)) is not None}
+def update(socket: str, name: str, entries: Sequence[Entry], lab: Lab, claims: Sequence[Claim]) -> Path:
+    """Puts results into the part's file, beside those of its other claims, in the order of `claims`; what is no claim any more
+    goes.
+
+    Several processes may do so at the same time.
+    """
+    from tessera.evaluation import provenance
+    from tessera.lab.lab import locked
+
+    path = path_of(socket, name)
+    with locked(lab.cache / f"evidence.{socket}.{name}.lock"):
+        try:
+            before = parse(path) if path.is_file() else None
+        except UserError:
+            before = None
+        numbers, version = fingerprint(socket, name, lab, before)
+        found = {entry.id: entry for entry in (*(before.claims if before else ()), *entries)}
+        kept = tuple(found[claim.id] for claim in claims if claim.id in found)
+        catalog = registry.get(socket, name).catalog
+        made = Evidence(
+            part=name,
+            socket=socket,
+            catalog=catalog,
+            claims=kept,
+            behaviour=numbers,
+            version=version,
+            versions=provenance.versions(),
+        )
+        write_json(path, made.plain())
+    return path
 
 
-def now(part: registry.Part, name: str) -> str | None:
-    """The present hash that a name in `Evidence.hashes` stands for; None if there is nothing of that name."""
-    if name == "part":
-        return part_hash(part)
-    if name == "lab":
-        return lab_hash(part_path(part))
-    if name == "world":
-        return source_hash(PACKAGE / "world")
-    folder, _, model = name.partition("/")
-    return source_hash(PACKAGE / "models" / "weights" / model) if folder == "models" else None
+# Freshness
 
 
-def part_path(part: registry.Part) -> Path:
-    """The part's file, or its folder."""
-    source = Path(str(part_module(part).__file__))
-    return source.parent if source.name == "__init__.py" else source
+def fingerprint(socket: str, name: str, lab: Lab, before: Evidence | None) -> tuple[Numbers, int]:
+    """(the part's present behaviour, its version): one more than in `before` if it changed; the same keeps its numbers."""
+    now = _whole(f"part {socket}/{name}", lab)
+    if before is None or not before.behaviour:
+        return now, 1
+    return (now, before.version + 1) if behaviour.differences(before.behaviour, now) else (before.behaviour, before.version)
 
 
-def part_hash(part: registry.Part) -> str:
-    """16 hexadecimal digits of the part's file, or of its folder."""
-    return source_hash(part_path(part)) or ""
+def _whole(name: str, lab: Lab) -> Numbers:
+    """The present behaviour. Raises `TesseraError` where it cannot be computed: nothing is measured with what cannot be told from
+    something else."""
+    now = behaviour.of(name, lab)
+    if "error" in now:
+        raise TesseraError(f"the behaviour of {name} cannot be computed: {now['error']}")
+    return now
 
 
-def lab_hash(path: Path) -> str | None:
-    """16 hexadecimal digits of what the claims in a part's file or folder measure with: the lab's core, and the lab's modules
-    that are named there or in one of those."""
-    found: dict[str, Path] = {}
-    waiting = [path] if path.is_file() else sorted(path.rglob("*.py"))
-    while waiting:
-        for inner, name in _LAB_MODULE.findall(waiting.pop().read_text(encoding="utf-8")):
-            module = PACKAGE / "lab" / inner.removeprefix(".") / f"{name}.py"
-            if name not in found and module.is_file():
-                found[name] = module
-                waiting.append(module)
-    own = sorted(file for name, file in found.items() if name not in ("evidence", "claim", "lab"))
-    return source_hash(*(PACKAGE / file for file in _MEASURING), *own)
+def goldens() -> dict[str, dict[str, Any]]:
+    """Name of a protocol's or the core's behaviour -> {"version": n, "numbers": {...}}, as shipped, or as the user's own runs
+    found it where that is another; {} if there are none."""
+    return {**_goldens(PACKAGE / "evidence"), **_goldens(folder())}
 
 
-@cache
-def source_hash(*paths: Path, only: tuple[str, ...] = ("*.py", "*.json", "*.webp", "*.ttf", "*.safetensors")) -> str | None:
-    """16 hexadecimal digits of files, or of all files below folders; None if there are none. Line ends do not count."""
-    digest, seen = hashlib.sha256(), False
-    for path in paths:
-        files = [path] if path.is_file() else sorted(f for pattern in only for f in path.rglob(pattern))
-        for file in files:
-            if "__pycache__" in file.parts or file.name == "evaluation.json":
+def _goldens(where: Path) -> dict[str, dict[str, Any]]:
+    path = where / "behaviour.json"
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); write it anew with `tessera verify --all`.") from error
+    return found
+
+
+def record(names: Sequence[str], lab: Lab) -> None:
+    """Brings the recorded behaviours of protocols and core up to date: a changed one gets its next version."""
+    from tessera.lab.lab import locked
+
+    with locked(lab.cache / "behaviour.lock"):
+        known, changed = goldens(), {}
+        for name in names:
+            if name.partition(" ")[0] not in ("protocol", "core"):
                 continue
-            seen = True
-            data = file.read_bytes()
-            if file.suffix in (".py", ".json"):
-                data = data.replace(b"\r\n", b"\n")
-            digest.update(file.name.encode() + b"\x1f" + hashlib.sha256(data).digest())
-    return digest.hexdigest()[:16] if seen else None
+            now, before = _whole(name, lab), known.get(name)
+            if before is None or behaviour.differences(before["numbers"], now):
+                changed[name] = {"version": before["version"] + 1 if before else 1, "numbers": now}
+        if changed:
+            write_json(folder() / "behaviour.json", dict(sorted({**_goldens(folder()), **changed}.items())))
 
 
-def summary(found: Mapping[registry.Part, Evidence | None]) -> dict[str, Any]:
-    """How many parts have which status, and how many claims which verdict."""
-    claims: dict[str, int] = {}
-    states: dict[str, int] = {}
-    for part, evidence in found.items():
-        state = status(part, evidence)
-        states[state] = states.get(state, 0) + 1
-        for verdict, count in (evidence.counts() if evidence is not None else {}).items():
-            claims[verdict] = claims.get(verdict, 0) + count
-    return {"parts": states, "claims": claims}
+def version_of(name: str, lab: Lab) -> str:
+    """What `Entry.depends` says of a behaviour: its committed version, "changed" if it behaves otherwise, a model's weights."""
+    kind, _, rest = name.partition(" ")
+    if kind == "model":
+        return lab.weights(rest)
+    if kind == "part":
+        socket, _, part = rest.partition("/")
+        try:
+            found = read(socket, part)
+        except UserError:
+            found = None
+        if found is None or not found.behaviour:  # a part without claims has no file: its numbers stand with the protocols'
+            return _golden_version(name, lab)
+        return "changed" if behaviour.differences(found.behaviour, behaviour.of(name, lab)) else str(found.version)
+    return _golden_version(name, lab)
+
+
+def _golden_version(name: str, lab: Lab) -> str:
+    before = goldens().get(name)
+    if before is None:
+        return "none"
+    return "changed" if behaviour.differences(before["numbers"], behaviour.of(name, lab)) else str(before["version"])
+
+
+def why_stale(socket: str, name: str, claim: Claim, entry: Entry | None, lab: Lab) -> list[str]:
+    """Why a claim has to be run again, in words; empty if its result is fresh."""
+    if entry is None or entry.verdict == "not run":
+        return ["it was never run"]
+    found = [] if claim.digest() == entry.digest else ["the experiment is another one"]
+    if entry.verdict == "crashed":
+        found.append("it crashed")
+    for dependency in behaviour.depends(socket, name, claim):
+        was, now = entry.depends.get(dependency), version_of(dependency, lab)
+        if was != now:
+            found.append(f"{dependency} behaves otherwise ({was} then, {now} now)")
+    return found
+
+
+def status(socket: str, name: str, found: Evidence | None, lab: Lab) -> tuple[Status, dict[str, list[str]]]:
+    """(fresh or not, claim -> why it is stale)."""
+    if found is None or not found.ran:
+        return "no evidence", {}
+    entries = {entry.id: entry for entry in found.claims}
+    reasons = {c.id: why for c in claims_of(socket, name) if (why := why_stale(socket, name, c, entries.get(c.id), lab))}
+    return ("stale" if reasons.keys() & {e.id for e in found.claims if e.verdict != "not run"} else "fresh"), reasons
+
+
+def formed(claim: Claim, before: Entry | None) -> tuple[Former, ...]:
+    """The history of a claim that is run now: what it was, and the form before this one if the experiment has changed.
+
+    Raises `UserError` if it was changed after its result was seen and `amended` does not say why.
+    """
+    if before is None:
+        return ()
+    past = before.history
+    if claim.kind == "exact" or before.digest == claim.digest() or not before.digest or before.verdict in ("crashed", "not run"):
+        return past
+    if len(claim.amended) <= len(before.amended):
+        raise UserError(
+            f"{claim.id!r} was changed after its result was seen ({before.verdict}): add a sentence that says why to `amended`."
+        )
+    effect = before.primary
+    former = Former(
+        digest=before.digest,
+        verdict=before.verdict,
+        said=f"{before.promise}{'' if effect is None else f' ({effect.words})'}",
+        value=None if effect is None else effect.value - effect.margin,
+        low=None if effect is None else effect.low - effect.margin,
+        high=None if effect is None else effect.high - effect.margin,
+        reason=claim.amended[-1],
+    )
+    return (*past, former)
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with six digits, as they are written."""
+    if isinstance(value, Estimate):
+        return replace(
+            value, **{n: rounded(getattr(value, n)) for n in ("value", "low", "high", "margin", "level", "detectable")}
+        )
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, (list, tuple)):
+        return tuple(rounded(v) for v in value)
+    if isinstance(value, Mapping):
+        return {k: rounded(v) for k, v in value.items()}
+    return value

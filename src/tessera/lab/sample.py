@@ -1,4 +1,4 @@
-"""A sample of effect claims, drawn by a key such as a commit's hash: run anew, they must come to the verdicts of the evidence."""
+"""A sample of effects, drawn by a key such as a commit's hash: measured anew, they must come to the verdicts of the evidence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tessera import registry
 from tessera.lab import evidence as files
-from tessera.lab.claim import Claim, claims_of
+from tessera.lab.claims import claims_of
 from tessera.lab.evidence import Entry
+from tessera.lab.experiment import Claim, Experiment
 
 if TYPE_CHECKING:
     from tessera.lab.lab import Lab
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 class Drawn:
     """A claim with the result that its evidence holds."""
 
-    part: registry.Part
+    socket: str
+    part: str
     claim: Claim
     before: Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
-    """A claim that was run anew.
+    """A claim that was measured anew.
 
     agrees  whether the verdict is that of the evidence
-    apart   name of the measured number that moved most, and by how much, as a share of what the evidence says
+    moved   how far the primary effect moved, in half widths of its interval; None where there is none
     """
 
     part: str
@@ -38,27 +39,31 @@ class Again:
     before: Entry
     now: Entry
     agrees: bool
-    apart: tuple[str, float] | None
+    moved: float | None
 
 
-def draw(parts: Iterable[registry.Part], key: str, budget: float) -> list[Drawn]:
-    """Effect claims with evidence in an order that `key` shuffles, as many as cost at most `budget` seconds by their evidence.
+def draw(parts: Iterable[tuple[str, str]], key: str, budget: float, first: Sequence[str] = ()) -> list[Drawn]:
+    """Effects of (socket, name) whose evidence is of the present experiment, in an order that `key` shuffles, as many as cost at
+    most `budget` seconds by their evidence. Those of the parts `first` (`socket/name`) come before all others.
 
-    One that costs more than what is left is passed over. Claims that crashed, do not apply, or changed since are no candidates;
-    damaged evidence raises `UserError`.
+    One that costs more than what is left is passed over. Damaged evidence raises `UserError`.
     """
     candidates = []
-    for part in parts:
-        found = files.read(part)
-        if found is None or files.status(part, found) != "fresh":
-            continue
-        known = {claim.id: claim for claim in claims_of(part)}
-        for entry in found.claims:
-            if entry.kind == "effect" and entry.verdict not in ("crashed", "not applicable"):
-                candidates.append(Drawn(part, known[entry.id], entry))
-    candidates.sort(key=lambda d: hashlib.sha256(f"{key}\x1f{d.part.socket}/{d.part.name}\x1f{d.claim.id}".encode()).digest())
+    for socket, name in parts:
+        found = files.read(socket, name)
+        known = {claim.id: claim for claim in claims_of(socket, name)}
+        for entry in found.claims if found else ():
+            claim = known.get(entry.id)
+            ran = entry.verdict not in ("crashed", "not run")
+            if isinstance(claim, Experiment) and ran and entry.digest == claim.digest():
+                candidates.append(Drawn(socket, name, claim, entry))
+
+    def place(drawn: Drawn) -> tuple[bool, bytes]:
+        part = f"{drawn.socket}/{drawn.part}"
+        return part not in first, hashlib.sha256(f"{key}\x1f{part}\x1f{drawn.claim.id}".encode()).digest()
+
     chosen, left = [], budget
-    for drawn in candidates:
+    for drawn in sorted(candidates, key=place):
         if drawn.before.seconds <= left:
             chosen.append(drawn)
             left -= drawn.before.seconds
@@ -66,21 +71,21 @@ def draw(parts: Iterable[registry.Part], key: str, budget: float) -> list[Drawn]
 
 
 def again(chosen: Sequence[Drawn], lab: Lab, on_claim: Callable[[Drawn, Again | None], None] | None = None) -> list[Again]:
-    """Runs the claims; `on_claim` hears of each before and after."""
+    """Measures the claims; `on_claim` hears of each before and after. Nothing is written."""
     from tessera.lab.verify import run
 
     found = []
     for drawn in chosen:
         if on_claim is not None:
             on_claim(drawn, None)
-        now = run(drawn.claim, lab)
+        now = run(drawn.socket, drawn.part, drawn.claim, lab)
         result = Again(
-            part=drawn.part.name,
-            socket=drawn.part.socket,
+            part=drawn.part,
+            socket=drawn.socket,
             before=drawn.before,
             now=now,
             agrees=now.verdict == drawn.before.verdict,
-            apart=_apart(drawn.before, now),
+            moved=_moved(drawn.before, now),
         )
         found.append(result)
         if on_claim is not None:
@@ -88,10 +93,8 @@ def again(chosen: Sequence[Drawn], lab: Lab, on_claim: Callable[[Drawn, Again | 
     return found
 
 
-def _apart(before: Entry, now: Entry) -> tuple[str, float] | None:
-    moved = {
-        name: abs(now.measured[name] - value) / max(abs(value), 1e-9)
-        for name, value in before.measured.items()
-        if name in now.measured
-    }
-    return max(moved.items(), key=lambda pair: pair[1]) if moved else None
+def _moved(before: Entry, now: Entry) -> float | None:
+    if before.primary is None or now.primary is None:
+        return None
+    half = (before.primary.high - before.primary.low) / 2
+    return abs(now.primary.value - before.primary.value) / half if half else 0.0

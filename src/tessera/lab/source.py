@@ -1,4 +1,4 @@
-"""What a part's file says of itself, read without importing it: its docstring, catalogue number, claims and options.
+"""What a part's file says of itself, read without importing it: its docstring, catalogue number and options.
 
 A list of hundreds of parts then costs no import of torch. A part whose file cannot be found or read that way (a third party's)
 is imported instead.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessera import registry
-from tessera.lab.claim import claims_of, part_module
+from tessera.lab.claims import part_module
 
 LABELS = {
     "source": "sources",
@@ -30,17 +30,6 @@ LABELS = {
     "legend": "shapes",
 }
 """The first words of a paragraph of a part's docstring, up to a colon -> what the paragraph is about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """A claim as it stands in the file."""
-
-    id: str
-    title: str
-    kind: str
-    paper: str
-    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +54,6 @@ class Source:
     catalog: int | None
     doc: str
     path: Path
-    claims: tuple[Stated, ...] = ()
     options: tuple[Option, ...] | None = None
 
     @property
@@ -99,7 +87,6 @@ def read(socket: str, name: str) -> Source:
         catalog=part.catalog,
         doc=(module.__doc__ or "").strip(),
         path=path.parent if path.name == "__init__.py" else path,
-        claims=tuple(Stated(c.id, c.title, c.kind, c.paper, c.about) for c in claims_of(part)),
         options=_options(getattr(part.target, "Config", None)),
     )
 
@@ -157,7 +144,6 @@ def _read(socket: str, name: str, path: Path) -> Source | None:
                     catalog=words.get("catalog"),
                     doc=(ast.get_docstring(tree) or "").strip(),
                     path=path.parent if path.name == "__init__.py" else path,
-                    claims=(*_claims(tree), *_further(path)),
                     options=_fields(node),
                 )
     return None
@@ -167,26 +153,6 @@ def _calls(decorators: Sequence[ast.expr], name: str) -> Iterator[ast.Call]:
     for decorator in decorators:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == name:
             yield decorator
-
-
-def _claims(tree: ast.Module) -> Iterator[Stated]:
-    for node in tree.body:
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for call in _calls(node.decorator_list, "claim"):
-            try:
-                title = str(ast.literal_eval(call.args[0]))
-                words = {k.arg: str(ast.literal_eval(k.value)) for k in call.keywords}
-            except (ValueError, IndexError):
-                continue
-            yield Stated(node.name, title, words.get("kind", ""), words.get("paper", ""), ast.get_docstring(node) or "")
-
-
-def _further(path: Path) -> Iterator[Stated]:
-    """The claims in the other files of a part that is a package."""
-    for other in sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else ():
-        if other != path:
-            yield from _claims(ast.parse(other.read_text(encoding="utf-8")))
 
 
 def _fields(node: ast.ClassDef | ast.FunctionDef) -> tuple[Option, ...] | None:

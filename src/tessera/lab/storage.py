@@ -1,7 +1,13 @@
-"""Keeps the folder of kept runs from growing without end.
+"""Keeps the lab's cache folder from growing without end.
 
-A finished training run needs its model alone; its checkpoint and the features of its frozen towers, most of its bytes, go. Of
-what is left the oldest goes while there is more than a limit; nothing of the last day, which another process may be at.
+    <hash>.json, <hash>/          outcomes of arms, derived models (`Lab.kept`, `Lab.folder`)
+    outcomes/<claim>.json         what `tessera verify --rejudge` judges again
+    behaviours/<source hash>/     fingerprints of one state of this package
+    compare/<hash>.json, <hash>/  answers and trainings of `tessera compare`
+
+A finished training needs its model alone; its checkpoint and the features of its frozen towers, most of its bytes, go. Of
+fingerprints those of the newest source stay. Of what is left the oldest goes while there is more than a limit; nothing of the
+last day, which another process may be at.
 """
 
 from __future__ import annotations
@@ -11,10 +17,12 @@ import time
 from pathlib import Path
 
 LIMIT = 8 << 30
-"""Bytes of kept runs that stay when nothing is young."""
+"""Bytes that stay when nothing is young."""
 YOUNG = 24 * 3600.0
 """Seconds for which whatever was made stays."""
 _ONLY_WHILE_TRAINING = ("cache", "checkpoint")
+_SHELVES = ("behaviours", "outcomes", "compare")
+"""Folders that hold entries, and are none themselves."""
 
 
 def tidy(folder: Path, limit: int = LIMIT, young: float = YOUNG) -> int:
@@ -22,19 +30,31 @@ def tidy(folder: Path, limit: int = LIMIT, young: float = YOUNG) -> int:
     removes at the same time, is no error."""
     if not folder.is_dir():
         return 0
-    freed = 0
-    for run in folder.iterdir():
-        if (run / "seconds.json").is_file() and (run / "model").is_dir():
+    now = time.time()
+    freed = sum(_removed(old) for old in _aged(folder / "behaviours")[:-1] if now - _made(old) >= young)
+    for run in _entries(folder):
+        if (run / "model" / "model.safetensors").is_file():
             freed += sum(_removed(run / name) for name in _ONLY_WHILE_TRAINING)
-    kept = sorted(folder.iterdir(), key=_made)
+    kept = sorted(_entries(folder), key=_made)
     sizes = [_bytes(entry) for entry in kept]
-    total, now = sum(sizes), time.time()
+    total = sum(sizes)
     for entry, size in zip(kept, sizes, strict=True):
         if total <= limit or now - _made(entry) < young:
             break
         freed += _removed(entry)
         total -= size
     return freed
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is kept or goes as a whole."""
+    found = [entry for entry in folder.iterdir() if entry.name not in _SHELVES]
+    return found + [entry for shelf in _SHELVES for entry in _aged(folder / shelf)]
+
+
+def _aged(shelf: Path) -> list[Path]:
+    """The entries of a folder, the oldest first; none if it is not there."""
+    return sorted(shelf.iterdir(), key=_made) if shelf.is_dir() else []
 
 
 def _removed(entry: Path) -> int:

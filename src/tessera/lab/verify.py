@@ -1,133 +1,180 @@
-"""Runs claims and keeps what they measured.
+"""Runs claims and keeps what came of them.
 
-Every finished claim is kept at once, in a file beside the evidence, so that an interrupted run goes on where it stopped; the
-evidence itself is replaced when all claims of its part have run.
+Outcomes are kept as they are measured, so that an interrupted run goes on where it stopped, and every claim's result goes into
+its part's evidence at once. `rejudge` judges kept outcomes again, without measuring anything.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tessera import registry
 from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.io import write_json
+from tessera.lab import behaviour, judge
 from tessera.lab import evidence as files
-from tessera.lab.claim import Claim, Finding, Kind, Numbers, claims_of
-from tessera.lab.evidence import Entry, Evidence
+from tessera.lab.claims import claims_of
+from tessera.lab.evidence import Entry, Shown, rounded
+from tessera.lab.experiment import Claim, Cost, Exact, Experiment
+from tessera.lab.judge import Judged, Outcomes
 from tessera.lab.lab import Lab
 
-OnClaim = Callable[[registry.Part, Claim, Entry | None], None]
+OnClaim = Callable[[Claim, Entry | None], None]
 """Called with None when a claim begins, and with its entry when it has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What a run gave for one part; `written` is where, None if only some kinds of claims were run."""
-
-    part: registry.Part
-    evidence: Evidence
-    written: Path | None
-
-
-def verify(
-    part: registry.Part,
-    lab: Lab,
-    *,
-    kinds: Sequence[Kind] = (),
-    on_claim: OnClaim | None = None,
-) -> Verified:
-    """Runs the part's claims: all, or those of `kinds`, whose results are then not written, since the rest would be missing.
-
-    A claim that raises is recorded as crashed, with the error's last line, and the others still run.
-    """
-    claims = [c for c in claims_of(part) if not kinds or c.kind in kinds]
-    kept = {} if kinds else _kept(part, lab)
-    entries: list[Entry] = []
+def verify(socket: str, name: str, claims: Sequence[Claim], lab: Lab, on_claim: OnClaim | None = None) -> list[Entry]:
+    """Runs claims of a part and writes each result into the part's evidence. A claim that raises has crashed; the others still
+    run."""
+    every = claims_of(socket, name)
+    entries = []
     for claim in claims:
-        if claim.id in kept:
-            entries.append(kept[claim.id])
-            continue
         if on_claim is not None:
-            on_claim(part, claim, None)
-        entry = run(claim, lab)
+            on_claim(claim, None)
+        names = behaviour.depends(socket, name, claim)
+        before = _before(socket, name, claim)
+        history = files.formed(claim, before)
+        files.record(names, lab)
+        entry = replace(run(socket, name, claim, lab), history=history)
+        files.update(socket, name, [entry], lab, every)
+        # the part's version is known once its own file is written
+        entry = replace(entry, depends={n: files.version_of(n, lab) for n in names})
+        files.update(socket, name, [entry], lab, every)
         entries.append(entry)
-        if not kinds:
-            write_json(_unfinished(part), asdict(_evidence(part, entries, lab)))
         if on_claim is not None:
-            on_claim(part, claim, entry)
-    found = _evidence(part, entries, lab)
-    if kinds or not claims:
-        return Verified(part, found, None)
-    path = files.write(found, files.part_path(part))
-    _unfinished(part).unlink(missing_ok=True)
-    return Verified(part, found, path)
+            on_claim(claim, entry)
+    return entries
 
 
-def run(claim: Claim, lab: Lab) -> Entry:
+def _before(socket: str, name: str, claim: Claim) -> Entry | None:
+    try:
+        found = files.read(socket, name)
+    except UserError:
+        return None
+    return next((entry for entry in (found.claims if found else ()) if entry.id == claim.id), None)
+
+
+def run(socket: str, name: str, claim: Claim, lab: Lab) -> Entry:
     """One claim's result; a crash is one too. `seconds` is what it costs where nothing is kept on disk yet."""
     begin, saved = time.perf_counter(), lab.saved
     try:
-        finding = claim.run(lab)
-        verdict = str(finding.verdict)
+        entry = _exact(claim, lab) if isinstance(claim, Exact) else _other(socket, name, claim, lab)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        finding, verdict = Finding(checks={}, note=" ".join(reason.split())), "crashed"
-    return Entry(
-        id=claim.id,
-        kind=claim.kind,
-        title=claim.title,
-        paper=claim.paper,
-        verdict=verdict,
-        checks=dict(finding.checks),
-        measured=_rounded(finding.measured),
-        baseline=_rounded(finding.baseline),
-        control=_rounded(finding.control),
-        spread=_rounded(finding.spread),
-        seeds=list(finding.seeds),
+        entry = entry_of(claim, "crashed", note=" ".join(reason.split()))
+    return replace(
+        entry,
         seconds=round(time.perf_counter() - begin + lab.saved - saved, 2),
-        shape=finding.shape,
-        note=finding.note,
-    )
-
-
-def _evidence(part: registry.Part, entries: Sequence[Entry], lab: Lab) -> Evidence:
-    return Evidence(
-        part=part.name,
-        socket=part.socket,
-        catalog=part.catalog,
-        claims=list(entries),
-        hashes=files.hashes(part, sorted(lab.used)),
-        versions=provenance.versions(),
         machine=provenance.machine(),
     )
 
 
-def _unfinished(part: registry.Part) -> Path:
-    path = files.path_of(part)
-    return path.with_name(f".{path.stem}.unfinished.json")
+def entry_of(claim: Claim, verdict: str, **more: Any) -> Entry:
+    """The entry of a claim without results of its own."""
+    protocol: Any = getattr(claim, "protocol", None)
+    values: dict[str, Any] = {
+        "id": claim.id,
+        "kind": claim.kind,
+        "promise": claim.promise,
+        "verdict": verdict,
+        "paper": claim.paper,
+        "protocol": "" if protocol is None else protocol.name,
+        "note": claim.note,
+        "amended": claim.amended,
+        "digest": claim.digest(),
+    }
+    return Entry(**{**values, **more})
 
 
-def _kept(part: registry.Part, lab: Lab) -> dict[str, Entry]:
-    """Claims that an interrupted run of the same code has finished."""
-    path = _unfinished(part)
-    if not path.is_file():
-        return {}
-    try:
-        found = files.parse(path)
-    except UserError:  # torn by whatever ended that run: everything is measured again
-        return {}
-    models = [name.removeprefix("models/") for name in found.hashes if name.startswith("models/")]
-    if found.hashes != files.hashes(part, models):
-        return {}
-    lab.used.update(models)
-    return {entry.id: entry for entry in found.claims if entry.verdict != "crashed"}
+def _exact(claim: Exact, lab: Lab) -> Entry:
+    found = claim.run(lab)
+    verdict = "holds" if found.checks and all(found.checks.values()) else "fails" if found.checks else "not applicable"
+    note = " ".join(text for text in (claim.note, found.note) if text)
+    return entry_of(claim, verdict, checks=dict(found.checks), measured=rounded(found.measured), shape=found.shape, note=note)
 
 
-def _rounded(numbers: Numbers) -> dict[str, float]:
-    return {name: float(f"{float(value):.6g}") for name, value in numbers.items()}
+def _other(socket: str, name: str, claim: Experiment | Cost, lab: Lab) -> Entry:
+    return _cost(claim, lab) if isinstance(claim, Cost) else _effect(socket, name, claim, lab)
+
+
+def _cost(claim: Cost, lab: Lab) -> Entry:
+    found = claim.protocol.measure(lab, claim.treatment, claim.baseline)
+    checks = {f"{m} is at least {p.value:g} ({p.where})": found.counted[m] >= p.value for m, p in claim.at_least.items()}
+    checks |= {f"{m} is at most {p.value:g} ({p.where})": found.counted[m] <= p.value for m, p in claim.at_most.items()}
+    shape = f"{found.shape}; {lab.shape()}"
+    verdict = "holds" if all(checks.values()) else "fails"
+    return entry_of(claim, verdict, checks=checks, measured=rounded(found.counted), timed=rounded(found.timed), shape=shape)
+
+
+def _effect(socket: str, name: str, claim: Experiment, lab: Lab) -> Entry:
+    conditions = [given.measure(lab) for given in claim.given]
+
+    def measure(arm: str, look: int, first: int, count: int) -> Outcomes:
+        return lab.outcomes(claim.protocol, claim.arms()[arm], look, first, count)
+
+    judged, arms = judge.run(claim, measure, conditions)
+    if arms:
+        stored = {arm: outcomes.plain() for arm, outcomes in arms.items()}
+        write_json(_outcomes_path(socket, name, claim, lab), {"looks": judged.looks, "arms": stored})
+    return judged_entry(claim, judged)
+
+
+def judged_entry(claim: Experiment, judged: Judged) -> Entry:
+    """The evidence of a judged experiment."""
+    arms = claim.arms()
+    shown = tuple(Shown(name=n, label=arms[n].label, metrics=rounded(found)) for n, found in judged.means.items())
+    return entry_of(
+        claim,
+        judged.verdict,
+        metric=claim.metric,
+        unit=claim.protocol.unit,
+        units=judged.units,
+        looks=judged.looks,
+        primary=None if judged.primary is None else rounded(judged.primary),
+        validity=rounded(judged.validity),
+        secondary=rounded(judged.secondary),
+        conditions=judged.conditions,
+        arms=shown,
+    )
+
+
+def _outcomes_path(socket: str, name: str, claim: Experiment, lab: Lab) -> Path:
+    return lab.cache / "outcomes" / f"{socket}.{name}.{claim.id}.{claim.digest()}.json"
+
+
+def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
+    """Judges the kept outcomes of a part's experiments again and writes the verdicts; experiments without kept outcomes stay."""
+    import json
+
+    found = files.read(socket, name)
+    before = {entry.id: entry for entry in (found.claims if found else ())}
+    entries = []
+    every = claims_of(socket, name)
+    for claim in every:
+        if not isinstance(claim, Experiment) or claim.id not in before or before[claim.id].digest != claim.digest():
+            continue
+        path = _outcomes_path(socket, name, claim, lab)
+        if not path.is_file():
+            continue
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        arms = {arm: Outcomes.parse(value) for arm, value in stored["arms"].items()}
+        old = before[claim.id]
+        judged = judge.judge(claim, arms, stored["looks"], old.conditions)
+        new = judged_entry(claim, judged)
+        keeps = {n: getattr(old, n) for n in ("history", "depends", "seconds", "machine")}
+        entries.append(replace(new, **keeps))
+    if entries:
+        files.update(socket, name, entries, lab, every)
+    return entries
+
+
+def remaining(seconds: Sequence[float], jobs: int) -> float:
+    """Rough time that claims of these costs take on `jobs` processes."""
+    return math.fsum(seconds) / max(1, jobs)

@@ -28,6 +28,7 @@ class Lesson:
 
     worlds: list[WorldConfig] | None = None
     questions: Questions | None = None
+    scenes: int | None = None
 
 
 @config
@@ -36,9 +37,10 @@ class Recipe:
 
     task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
     "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or
-    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: what the
-    training stages of these names learn from instead; data: a dataset's path in
-    place of the worlds (task "questions"), with its image folder; blind: train and measure without images. objective: what is
+    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: what the training
+    stages of these names learn from instead; scenes: as many are drawn and read by the frozen towers before the
+    first step, and asked about again and again (task "questions"; 0: every step draws and reads new ones); data: a dataset's path
+    in place of the worlds (task "questions"), with its image folder; blind: train and measure without images. objective: what is
     minimised in place of the task's own loss, `{"kind": part of socket objectives, distillation or preference, ...}`, with a
     frozen copy of the starting model where it wants one; tuning: what moves in place of the weights themselves, `{"kind": part of
     socket tuning, ...}`, saved in `model/tuning` (a stage trains it under the name "tuning").
@@ -51,6 +53,7 @@ class Recipe:
     start: dict[str, str] = field(default_factory=dict)
     worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
     lessons: dict[str, Lesson] = field(default_factory=dict)
+    scenes: int = 0
     data: str | None = None
     images: str | None = None
     blind: bool = False

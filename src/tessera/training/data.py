@@ -51,6 +51,12 @@ def sample_numbers(step: int, rank: int, world_size: int, micro: int, config: Tr
     return range(first + index * config.batch_size // slices, first + (index + 1) * config.batch_size // slices)
 
 
+def place_of(number: int, length: int, seed: int) -> tuple[int, int]:
+    """(epoch, sample) of running number `number` where every epoch is a new permutation of `length` samples."""
+    epoch, place = divmod(number, length)
+    return epoch, int(_permutation(seed, epoch, length)[place])
+
+
 def count(batch: Batch) -> Counter[str]:
     """`COUNTED` of a batch; padding is no token, a packed row has as many questions as segments."""
     segments, ids, pixels = batch.get("segment_ids"), batch.get("input_ids"), batch.get("pixel_values")
@@ -84,8 +90,7 @@ class Batches:
         numbers = sample_numbers(step, rank, world_size, micro, self.config)
         if self.length is None:
             return list(numbers)
-        pairs = (divmod(number, self.length) for number in numbers)
-        return [int(_permutation(self.config.seed, epoch, self.length)[place]) for epoch, place in pairs]
+        return [place_of(number, self.length, self.config.seed)[1] for number in numbers]
 
     def batch(self, step: int, rank: int, world_size: int, micro: int) -> Batch:
         return self.collate(self.indices(step, rank, world_size, micro))

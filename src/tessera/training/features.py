@@ -60,6 +60,13 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def row(self, key: str) -> Tensor:
+        """The stored features [n, D] of an image."""
+        return self._rows[key]
+
     def get(self, keys: Sequence[str], pixels: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Features [M, n, D] of images `pixels [M, 3, H, W]` called `keys`; `encode` makes the missing."""
         missing = [i for i, key in enumerate(keys) if key not in self._rows and key not in keys[:i]]

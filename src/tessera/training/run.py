@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +23,14 @@ from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
 from tessera.models.vision import TesseraVisionModel
+from tessera.training import checkpoint
 from tessera.training.captions import CaptionData
 from tessera.training.data import Batches, Lessons, TrainingData
 from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
 from tessera.training.objective import Objective, Subject, objective_named, tuning_named
+from tessera.training.pool import Pool, PooledQuestions
+from tessera.training.speed import bf16_pays
 from tessera.training.trainer import Result, Trainer
 from tessera.training.tuning import FOLDER
 from tessera.training.world_questions import WorldQuestions
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 
 MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: matrix products of odd sizes are slow."""
+POOLS = "pools"
+"""Folder of a run for the features of scenes that are read once; deleted when the run is done."""
 
 
 def run(
@@ -54,7 +61,11 @@ def run(
     tuning = None if recipe.tuning is None else tuning_named(recipe.tuning)
     if objective is not None:
         objective.prepare(model, processor)
-    data = training_data(recipe, model, processor, objective)
+    step, precision = _sitting(out) if resume else (0, None)
+    if step < recipe.training.steps:
+        data = training_data(recipe, model, processor, objective, folder=out / POOLS, precision=precision)
+    else:  # nothing is left to train, so nothing is read
+        data = Batches(lambda indices: {}, recipe.training)
     subject = model if objective is None and tuning is None else Subject(model, objective, tuning, reference=model)
     trainer = Trainer(subject, data, recipe.training, out, on_event=on_event)
     if trainer.main:
@@ -65,6 +76,7 @@ def run(
     if tuning is not None:
         tuning.take_out()
     if trainer.main and not result.stopped:
+        shutil.rmtree(out / POOLS, ignore_errors=True)
         reference.save(model, processor, out / "model", dtype=torch.float32)
         if tuning is not None:
             tuning.save(out / "model" / FOLDER)
@@ -104,8 +116,21 @@ def build(recipe: Recipe) -> tuple[Any, Any]:
     return _start(recipe, model), processor_
 
 
-def training_data(recipe: Recipe, model: Any, processor: Any, objective: Objective | None = None) -> TrainingData:
-    """What the recipe trains on: batches of the objective, if it makes its own, else of the task."""
+def training_data(
+    recipe: Recipe,
+    model: Any,
+    processor: Any,
+    objective: Objective | None = None,
+    *,
+    folder: Path | None = None,
+    precision: str | None = None,
+) -> TrainingData:
+    """What the recipe trains on: batches of the objective, if it makes its own, else of the task.
+
+    Where the recipe or a stage has `scenes`, they are drawn and read by the frozen towers here, before anything is trained:
+    in `precision` ("fp32", "bf16"; None: what the recipe says, and by measuring where it says "auto"), and kept in `folder`
+    (None: in memory) for a run that is taken up again.
+    """
     if recipe.data is not None:
         from tessera.data.readers import read
         from tessera.data.supervised import SupervisedData
@@ -121,6 +146,15 @@ def training_data(recipe: Recipe, model: Any, processor: Any, objective: Objecti
         if name not in stages:
             raise unknown("stage in lessons:", name, stages)
 
+    pools: dict[str, Pool] = {}
+
+    def pool(worlds: list[World], scenes: int) -> Pool:
+        key = json.dumps([scenes, *(to_dict(world.config) for world in worlds)], sort_keys=True)
+        if key not in pools:  # stages that learn from the same scenes share them
+            limit = int(recipe.training.cache_gb * 1e9)
+            pools[key] = Pool(worlds, model, processor, scenes, _precision(recipe, precision), folder=folder, limit=limit)
+        return pools[key]
+
     def batches(lesson: Lesson | None) -> TrainingData:
         worlds = [World(w) for w in (lesson and lesson.worlds) or recipe.worlds]
         own = objective and objective.collate(worlds, processor, recipe.training.batch_size)
@@ -129,6 +163,9 @@ def training_data(recipe: Recipe, model: Any, processor: Any, objective: Objecti
         if recipe.task == "questions":
             options = (lesson and lesson.questions) or recipe.questions
             questions = WorldQuestions(worlds, processor, options, recipe.training.batch_size, recipe.blind)
+            scenes = recipe.scenes if lesson is None or lesson.scenes is None else lesson.scenes
+            if scenes and not recipe.blind:
+                return PooledQuestions(pool(worlds, scenes), questions, recipe.training)
             return Batches(questions.collate, recipe.training)
         if recipe.task == "captions":
             return Batches(CaptionData(worlds, processor).collate, recipe.training)
@@ -157,6 +194,25 @@ def _start(recipe: Recipe, model: Any) -> Any:
                 f"start.{socket}: {source} does not fit the recipe's part ({str(error).splitlines()[-1].strip()})"
             ) from error
     return model
+
+
+def _sitting(out: Path) -> tuple[int, str | None]:
+    """(steps done, number type) of the run in `out`; (0, None) for one that is not there or cannot be read."""
+    checkpoint.recover(out)
+    try:
+        state = json.loads((out / checkpoint.NAME / "state.json").read_text(encoding="utf-8"))
+        return int(state["step"]), str(state["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, None
+
+
+def _precision(recipe: Recipe, known: str | None) -> str:
+    if known is not None or recipe.training.precision != "auto":
+        return known or recipe.training.precision
+    cpu = recipe.training.device == "cpu" or not torch.accelerator.is_available()
+    device = torch.device("cpu") if cpu else torch.accelerator.current_accelerator()
+    assert device is not None
+    return "bf16" if bf16_pays(device)[0] else "fp32"
 
 
 def _patch_evaluation(recipe: Recipe, model: Any) -> Callable[[nn.Module], dict[str, float]]:

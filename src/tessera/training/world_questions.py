@@ -19,6 +19,7 @@ from tessera.world import World
 from tessera.world.dataset import Sample
 from tessera.world.lists import LIST_PROMPTS, lists
 from tessera.world.questions import TYPES
+from tessera.world.render import Drawing
 from tessera.world.rng import Rng
 from tessera.world.vocabulary import CAPTION_PROMPTS
 
@@ -55,17 +56,22 @@ class WorldQuestions:
                 f"{len(indices)} samples are too few for one micro-batch of one process when clips have several frames; "
                 "use a larger batch_size, fewer micro-batches or processes, or questions.several=(0,0)."
             )
-        packed = []
-        for sample in samples:
-            prefix = self.prefix(len(sample.frames))
-            packed.append(pack(prefix, self._items(sample), len(prefix) + self.options.text_tokens))
         if self.blind:
-            return collate(packed, None)
+            return self.rows(samples, [[] for _ in samples])
         drawings = [sample.drawings(owner=self._names is not None) for sample in samples]
-        if self._names is not None:
-            for sample, row, drawn in zip(samples, packed, drawings, strict=True):
+        pixels = to_pixels([np.asarray(drawing.image) for drawn in drawings for drawing in drawn])
+        return self.rows(samples, drawings) | {"pixel_values": pixels}
+
+    def rows(self, samples: Sequence[Sample], drawings: Sequence[Sequence[Drawing]]) -> dict[str, Any]:
+        """Packed rows about samples, without their images; `drawings` (with `owner`) are only read for `questions.naming`."""
+        packed = []
+        for sample, drawn in zip(samples, drawings, strict=True):
+            prefix = self.prefix(len(sample.frames))
+            row = pack(prefix, self._items(sample), len(prefix) + self.options.text_tokens)
+            if self._names is not None:
                 self._names.label(row, sample, drawn)
-        return collate(packed, to_pixels([np.asarray(drawing.image) for drawn in drawings for drawing in drawn]))
+            packed.append(row)
+        return collate(packed)
 
     def prefix(self, images: int) -> np.ndarray:
         """Ids of what all questions about `images` images share; without the images if blind."""
@@ -84,7 +90,7 @@ class WorldQuestions:
         if point < pair + clip:
             frames = block.integer(*world.config.frames)
             return [world.sample(i, "clip", frames) for i in indices if i % frames == 0]
-        return [world.sample(i, _single(world, i)) for i in indices]
+        return [world.sample(i, single(world, i)) for i in indices]
 
     def _items(self, sample: Sample) -> list[Item]:
         rng = sample.rng("training")
@@ -99,12 +105,14 @@ class WorldQuestions:
             described = sample.captions()
             kind = rng.weighted(list(CAPTION_PROMPTS), self.options.captions)
             texts.insert(rng.below(3), (CAPTION_PROMPTS[kind], described[kind]))
-        if len(sample.frames) == 1 and self.options.lists and rng.chance(self.options.lists):
-            listed = lists(sample)
-            forms = {form: weight for form, weight in self._forms.items() if form in listed}
-            if forms:
-                form = rng.weighted(list(forms), list(forms.values()))
-                texts.insert(rng.below(2), (LIST_PROMPTS[form], listed[form]))
+        if len(sample.frames) == 1 and self.options.lists:
+            more = self.options.lists % 1
+            for number in range(int(self.options.lists) + (rng.chance(more) if more else 0)):
+                listed = lists(sample, turn=number)
+                forms = {form: weight for form, weight in self._forms.items() if form in listed}
+                if forms:
+                    form = rng.weighted(list(forms), list(forms.values()))
+                    texts.insert(rng.below(2), (LIST_PROMPTS[form], listed[form]))
         asked = self._ids([f"<user>{q}<assistant>" for q, _ in texts])
         answered = self._ids([f"{a}<eos>" for _, a in texts])
         return [(q, a, None) for q, a in zip(asked, answered, strict=True)]
@@ -116,7 +124,7 @@ class WorldQuestions:
         return ids
 
 
-def _single(world: World, index: int) -> str:
+def single(world: World, index: int) -> str:
     """A kind of sample with one image, by the world's weights."""
     weights = {k: w for k, w in sorted(world.config.kinds.items()) if k in ("scene", "text", "chart")}
     return Rng("kind", index).weighted(list(weights), list(weights.values()))

@@ -82,7 +82,7 @@ class WorldConfig:
 class Sample:
     """One item of the world: one or more frames with complete ground truth."""
 
-    __slots__ = ("_truth", "changes", "config", "frames", "index", "kind", "pool")
+    __slots__ = ("_truth", "_visit", "changes", "config", "frames", "index", "kind", "pool")
 
     def __init__(
         self,
@@ -95,10 +95,18 @@ class Sample:
     ) -> None:
         self.config, self.index, self.kind, self.frames, self.changes, self.pool = config, index, kind, frames, changes, pool
         self._truth: dict[int, tuple[Truth, ...]] = {}
+        self._visit: tuple[int, ...] = ()
 
     def rng(self, purpose: str) -> Rng:
         """A stream of its own for every purpose, so that one more question never changes another."""
-        return Rng("world", VERSION, self.config.split, self.config.seed, self.index, purpose)
+        return Rng("world", VERSION, self.config.split, self.config.seed, self.index, purpose, *self._visit)
+
+    def visit(self, number: int) -> Sample:
+        """The same images and truth with other questions, captions and lists drawn about them; visit 0 is the sample as it is."""
+        again = Sample(self.config, self.index, self.kind, self.frames, self.changes, self.pool)
+        again._truth = self._truth  # shared, so that it is computed once
+        again._visit = (number,) if number else ()
+        return again
 
     def truth(self, frame: int = 0) -> tuple[Truth, ...]:
         """What is true of every thing of a frame, in depth order (farthest first)."""

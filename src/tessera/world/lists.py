@@ -23,8 +23,8 @@ LIST_PROMPTS = {
 }
 
 
-def lists(sample: Sample, frame: int = 0) -> dict[str, str]:
-    """The lists of one frame, by form; a sign is listed by its text.
+def lists(sample: Sample, frame: int = 0, turn: int = 0) -> dict[str, str]:
+    """The lists of one frame, by form; a sign is listed by its text. Every `turn` draws another order.
 
     "names" goes from left to right by the boxes' centres. The others are in an order that cannot be guessed, drawn from the
     sample: in a known order the next place could be told from the last one, and nobody would learn to find things by name.
@@ -34,7 +34,7 @@ def lists(sample: Sample, frame: int = 0) -> dict[str, str]:
     one form "values": "JAM 12 red, TEA 30 blue", the colours where bars or slices have them.
     """
     scene = sample.frames[frame]
-    rng = sample.rng(f"list {frame}")
+    rng = sample.rng(f"list {frame} {turn}" if turn else f"list {frame}")
     if scene.panel is not None:
         return {"values": ", ".join(rng.shuffled(_values(scene.panel))) or "nothing"}
     found = [(t.name, t.box, t.category, " ".join([*([t.tint] if t.tint else []), t.style])) for t in sample.truth(frame)]

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.models.compression import Merger
-from tessera.models.parts import create
-from tessera.parts.compression.model_soups import Cook, ModelSoups, averaged, barrier, path, recalibrated, reordered
+from tessera.parts.compression.model_soups import ModelSoups, averaged, recalibrated
 
 
 def part(**options: Any) -> ModelSoups:
@@ -104,27 +103,6 @@ def test_tensors_are_mixed_by_weights_of_their_own() -> None:
     assert float(soup.weight.detach()) == pytest.approx(0.9, abs=0.02) and float(soup.bias.detach()) == pytest.approx(
         0.1, abs=0.02
     )
-
-
-def test_a_barrier_is_what_a_path_falls_below_the_line() -> None:
-    scores = path(*points(0.0, 2.0), close_to_one, points=5)
-    assert scores == pytest.approx([-1.0, -0.5, 0.0, -0.5, -1.0])
-    assert barrier(scores) <= 0
-    assert barrier([1.0, 0.25, 0.5]) == pytest.approx(0.5)
-
-
-def test_a_twin_computes_the_same_with_its_channels_in_another_order() -> None:
-    torch.manual_seed(0)
-    tower: Any = create("encoders", {"kind": "conv_vit", "image_size": 32, "width": 24, "depth": 3, "heads": 2}, "encoder").eval()
-    cook, order, pixels = Cook(tower, 24, 5).eval(), torch.randperm(24), torch.randn(2, 3, 32, 32)
-    for parameter in (*tower.parameters(), *cook.parameters()):
-        nn.init.normal_(parameter, std=0.2)
-    with torch.no_grad():
-        below = tower.levels(pixels)[-3]
-        torch.testing.assert_close(reordered(tower, order)(pixels), tower(pixels)[..., order])
-        torch.testing.assert_close(reordered(cook, order)(below[..., order]), cook(below))
-        halfway = averaged([cook, reordered(cook, order)])(below)
-    assert not torch.allclose(halfway, cook(below), atol=0.1)
 
 
 def test_statistics_are_taken_anew() -> None:

@@ -5,9 +5,9 @@ import torch
 
 from tessera.config import build
 from tessera.errors import UserError
+from tessera.lab.composed import tiny
 from tessera.nn.tokens import from_grid
-from tessera.parts.connectors.limber import TRAINED, Limber, mapping, tiny
-from tessera.recipes.object_expert import ENCODER
+from tessera.parts.connectors.limber import TRAINED, Limber
 from tessera.training.plan import Stage, multipliers
 
 
@@ -26,7 +26,7 @@ def test_it_is_one_linear_layer_whose_output_drops_out_in_training_only() -> Non
 
 
 def test_its_plan_trains_the_map_alone() -> None:
-    found = multipliers(Stage(train=dict(TRAINED)), tiny().sockets())
+    found = multipliers(Stage(train=dict(TRAINED)), tiny({"kind": "prefix"}, connector={"kind": "limber"}).sockets())
     assert {name for name, rate in found.items() if rate} == {"connector"}
 
 
@@ -34,11 +34,3 @@ def test_a_chance_of_one_is_refused() -> None:
     for value in (1.0, -0.1):
         with pytest.raises(UserError, match="dropout is a chance"):
             build(Limber.Config, {"dropout": value})
-
-
-def test_the_claim_trains_captions_through_frozen_models() -> None:
-    recipe = mapping(dict(ENCODER), {"encoders.0": "object-expert"})
-    recipe.training.check()
-    assert recipe.start == {"language_model": "nano", "encoders.0": "object-expert"}
-    assert recipe.questions.most == 0 and sum(recipe.questions.captions) == 1
-    assert recipe.training.stages[0].train == {"connector": 1.0}

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.claims.connectors.tokenpacker import naive
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.models.configuration import TesseraConfig
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.nn.point_region import attend_regions, regions, shrink
 from tessera.nn.tokens import VisualTokens, from_grid
-from tessera.parts.connectors.tokenpacker import TokenPacker, naive
+from tessera.parts.connectors.tokenpacker import TokenPacker
 
 
 def made(width: int = 24, **options: Any) -> TokenPacker:

@@ -12,7 +12,6 @@ from tests.parts.contrastive.tiny import batch, dual
 from torch.nn import functional as F
 
 from tessera.errors import UserError
-from tessera.lab.lab import Lab
 from tessera.models.configuration import TesseraDualEncoderConfig
 from tessera.models.contrast import Embedded, contrastive_loss
 from tessera.models.dual_encoder import TesseraDualEncoder
@@ -125,8 +124,3 @@ def test_mistakes_are_refused() -> None:
         contrastive_loss(torch.zeros(2, 3))
     with pytest.raises(UserError, match="attention_mask"):
         dual().embed_texts(inputs_embeds=torch.zeros(1, 3, 24))
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_exact_claim_holds(tmp_path: Path) -> None:
-    assert clip.equals_transformers(Lab(tmp_path)).verdict == "holds"

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import pytest
 import torch
 
 from tessera.errors import UserError
-from tessera.lab.claim import claims_of
-from tessera.lab.instruments.couplings import pictures, prefix, tiny
-from tessera.lab.lab import Lab
-from tessera.parts.couplings.moe_llava import PLACES, shuffled
-from tessera.registry import get
+from tessera.lab.composed import pictures, prefix, tiny
+from tessera.parts.couplings.moe_llava import PLACES
 from tessera.training.stages import factors, sockets_of
-
-
-@pytest.mark.parametrize("claim", [c for c in claims_of(get("couplings", "moe_llava")) if c.kind == "exact"], ids=lambda c: c.id)
-def test_exact_claims_hold(claim: Any) -> None:
-    finding = claim.run(Lab())
-    assert finding.verdict == "holds", finding
 
 
 def test_places() -> None:
@@ -45,7 +36,10 @@ def test_a_shuffled_router_asks_other_experts() -> None:
                 expert.down_proj.weight.mul_(index)
     ids = torch.tensor([[*prefix(model, 1), 6, 20]])
     before = model(ids, pictures(1)).logits
-    assert not torch.equal(shuffled(model)(ids, pictures(1)).logits, before)
+    astray = copy.deepcopy(model)
+    for layer in astray.model.coupling.layers:
+        layer.router.weight.data = layer.router.weight.data.roll(1, 0)
+    assert not torch.equal(astray(ids, pictures(1)).logits, before)
     assert torch.equal(model(ids, pictures(1)).logits, before)
 
 

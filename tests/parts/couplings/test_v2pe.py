@@ -13,9 +13,10 @@ from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts import zoo
 from tessera.hosts.plug import attach
-from tessera.parts.couplings.v2pe import STRIDES, V2PE, positions
+from tessera.parts.couplings.v2pe import V2PE, positions
 
 STEPS = 5
+STRIDES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def made(name: str) -> tuple[Any, Any]:

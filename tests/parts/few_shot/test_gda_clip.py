@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.parts.few_shot.tiny import tiny_duals
 from torch.nn import functional as F
 
 from tessera.config import build
 from tessera.errors import UserError
-from tessera.lab.instruments.few_shot import tiny_duals
-from tessera.lab.lab import Lab
 from tessera.models.few_shot import FrozenDual, Shots, views, zero_shot
-from tessera.parts.few_shot.gda_clip import GDACLIP, class_means, discriminant, equals_posteriors, precision
+from tessera.parts.few_shot.gda_clip import GDACLIP, class_means, discriminant, precision
 
 NAMES = ["dog", "fire engine", "cat"]
 
@@ -35,10 +33,6 @@ def blobs(count: int = 30, seed: int = 0, near: float = 0.15) -> tuple[torch.Ten
     centres = F.normalize(torch.randn(3, 24, generator=torch.Generator().manual_seed(9)), dim=-1)
     labels = torch.arange(count) % 3
     return F.normalize(centres[labels] + near * torch.randn(count, 24, generator=lots), dim=-1), labels
-
-
-def test_the_exact_claim_holds(tmp_path: Path) -> None:
-    assert equals_posteriors(Lab(tmp_path)).verdict == "holds"
 
 
 def test_logits_are_the_sum_of_both_classifiers() -> None:

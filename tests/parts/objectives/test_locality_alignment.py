@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,11 @@ from tests.training.small import made, small
 
 from tessera.config import build
 from tessera.errors import TesseraError, UserError
-from tessera.lab.lab import Lab
 from tessera.parts.encoders.transformers_vision import TINY, TransformersVision
 from tessera.parts.objectives.locality_alignment import (
     LocalityAlignment,
     draw_masks,
-    equals_the_method,
     mask_pixels,
-    masks_are_uniform,
     patch_side,
     without_last,
 )
@@ -32,11 +28,6 @@ def prepared(recipe: str = "nano_clip", **options: object) -> tuple[torch.nn.Mod
     part = LocalityAlignment(build(LocalityAlignment.Config, {"heads": 2, **options}))
     part.prepare(model, processor)
     return model, part
-
-
-def test_the_exact_claims_hold(tmp_path: Path) -> None:
-    for claim in (masks_are_uniform, equals_the_method):
-        assert claim(Lab(cache=tmp_path)).verdict == "holds"
 
 
 def test_masks_come_in_threes() -> None:

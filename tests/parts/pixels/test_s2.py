@@ -14,7 +14,7 @@ from tessera.errors import UserError
 from tessera.models.configuration import TesseraConfig
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.parts import buildable, normalise
-from tessera.parts.pixels.s2 import S2, join, join_prefix, merge, resize, split
+from tessera.parts.pixels.s2 import S2, join, merge, resize, split
 
 
 def made(**options: Any) -> S2:
@@ -38,14 +38,6 @@ def test_scales_are_averaged_to_the_raster_of_the_first() -> None:
     found = join([one, three])
     assert torch.equal(found[:, :4], one)
     torch.testing.assert_close(found[:, 4:], F.avg_pool2d(three, 3))
-
-
-def test_prefix_tokens_are_means_over_the_views_of_an_image() -> None:
-    images = 2
-    one, two = torch.randn(images, 1, 4), torch.randn(4 * images, 1, 4)
-    found = join_prefix([one, two], images)
-    for i in range(images):
-        torch.testing.assert_close(found[i, 0], torch.cat([one[i, 0], two[i::images, 0].mean(0)]))
 
 
 def test_only_shrinking_is_antialiased() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from tessera.parts.probes.intriguing_properties import (
     order,
     patch_boxes,
     shuffle_patches,
-    with_idle_layer,
 )
 from tessera.recipes import nano
 from tessera.recipes.recipe import Recipe
@@ -131,10 +131,26 @@ def test_noise_and_skipping_of_one_layer(host: tuple[Any, Any]) -> None:
     assert not torch.allclose(seen[1], intact, atol=1e-4) and not torch.allclose(seen[2], intact, atol=1e-4)
 
 
+def with_idle_layer(model: Any, at: int) -> None:
+    """Puts a decoder layer that adds nothing into a composed model, in front of layer `at`."""
+    inner: Any = attach(model).anatomy.language_model
+    idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        idle.get_submodule(name).weight.data.zero_()
+    inner.layers.insert(at, idle)
+    for number, layer in enumerate(inner.layers):
+        layer.self_attn.layer_idx = number
+    inner.config.num_hidden_layers = len(inner.layers)
+    if getattr(inner.config, "layer_types", None):
+        inner.config.layer_types = [
+            *inner.config.layer_types[:at],
+            inner.config.layer_types[at - 1],
+            *inner.config.layer_types[at:],
+        ]
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_an_idle_layer_changes_nothing_and_has_no_importance(host: tuple[Any, Any], at: int) -> None:
-    from copy import deepcopy
-
     model, processor = deepcopy(host[0]), host[1]
     ids = torch.tensor([processor.prefix_ids(0) + processor.question_ids("Is there a dog?")])
     with torch.no_grad():

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Exact, Experiment, Vary, beats, worse
-from tessera.lab.second.givens.pictures import CutThingsAreMissed
-from tessera.lab.second.protocols.views import Views
+from tessera.lab.experiment import Checked, Exact, Experiment, Vary, beats, worse
+from tessera.lab.givens.pictures import CutThingsAreMissed
+from tessera.lab.protocols.views import Views
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def lines_never_meet(lab: Lab) -> Checked:
     """All aspect ratios from 1:12 to 12:1 in steps of a twelfth, lines compared as fractions."""
     from fractions import Fraction
 
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
     from tessera.parts.pixels.mini_monkey import MiniMonkey
 
     part, met, lines_seen = MiniMonkey(MiniMonkey.Config(tile=112)), 0, 0
@@ -34,7 +34,7 @@ def views_cover(lab: Lab) -> Checked:
     """Tiles of either layer, pasted back by their boxes, against the picture stretched to the grid."""
     from PIL import Image, ImageChops
 
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
     from tessera.parts.pixels.mini_monkey import MiniMonkey
     from tessera.world import World, WorldConfig
 

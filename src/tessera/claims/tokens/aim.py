@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
-from tessera.lab.second.protocols.answering import Answering
-from tessera.lab.second.protocols.prefill import Prefill
+from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
+from tessera.lab.protocols.answering import Answering
+from tessera.lab.protocols.prefill import Prefill
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def merges_like_a_loop(lab: Lab) -> Checked:
     """Rounds of bipartite matching on random tokens, and on tokens of which many are equally alike."""
     import torch
 
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
     from tessera.parts.tokens.aim import merged
 
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ def ranks_like_a_power(lab: Lab) -> Checked:
     """Random causal logits of four heads, the reference in double precision; temperature 0.1, five steps, uniform start."""
     import torch
 
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
     from tessera.parts.tokens.aim import page_rank
 
     logits = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Use, Vary, beats, worse
-from tessera.lab.second.protocols.backbone import TowerDropping
-from tessera.lab.second.protocols.operations import Operations
+from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Use, Vary, beats, worse
+from tessera.lab.protocols.backbone import TowerDropping
+from tessera.lab.protocols.operations import Operations
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def plain_tower(lab: Lab) -> Checked:
@@ -21,7 +21,7 @@ def plain_tower(lab: Lab) -> Checked:
 
     from tessera.hosts.plug import plug
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
 
     made = tiny("llava")
     tower, pixels = made.model.get_submodule("model.vision_tower"), made.inputs((1, 1))["pixel_values"]

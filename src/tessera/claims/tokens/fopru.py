@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, retains, worse
-from tessera.lab.second.protocols.answering import Answering
-from tessera.lab.second.protocols.prefill import Prefill
+from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, retains, worse
+from tessera.lab.protocols.answering import Answering
+from tessera.lab.protocols.prefill import Prefill
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def top_quarter(lab: Lab) -> Checked:
@@ -17,7 +17,7 @@ def top_quarter(lab: Lab) -> Checked:
     import torch
 
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import best, places, prefilled, same
+    from tessera.lab.exact import best, places, prefilled, same
 
     made = tiny("llava")
     made.model.set_attn_implementation("eager")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Exact, Experiment, Vary, beats, below, worse
-from tessera.lab.second.protocols.canvas import Canvas
+from tessera.lab.experiment import Checked, Exact, Experiment, Vary, beats, below, worse
+from tessera.lab.protocols.canvas import Canvas
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def like_a_loop(lab: Lab) -> Checked:
@@ -18,7 +18,7 @@ def like_a_loop(lab: Lab) -> Checked:
     import torch
 
     from tessera.hosts.part import Block, Layout
-    from tessera.lab.second.exact import best, same
+    from tessera.lab.exact import best, same
     from tessera.nn.raster import raster
     from tessera.parts.tokens.globalcom2 import compressed
 
@@ -44,7 +44,7 @@ def like_a_loop(lab: Lab) -> Checked:
 def leaves_a_quarter(lab: Lab) -> Checked:
     """What the language model of a tiny LLaVA-NeXT is left with, newlines aside, and what that takes."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import prefilled
+    from tessera.lab.exact import prefilled
 
     made = tiny("llava_next")
     prompt = made.inputs((1, 1))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
-from tessera.lab.second.protocols.answering import Answering
-from tessera.lab.second.protocols.prefill import Prefill
+from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
+from tessera.lab.protocols.answering import Answering
+from tessera.lab.protocols.prefill import Prefill
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 KEEP = (0.5, 0.25, 0.125)
 """The authors' shares."""
@@ -23,7 +23,7 @@ def top_half(lab: Lab) -> Checked:
     import torch
 
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import best, places, prefilled, same
+    from tessera.lab.exact import best, places, prefilled, same
 
     made, equal = tiny("llava"), []
     made.model.set_attn_implementation("eager")
@@ -38,7 +38,7 @@ def top_half(lab: Lab) -> Checked:
 
 def from_stage_to_stage(lab: Lab) -> Checked:
     """Which tokens enter each of the six layers of a tiny host, by the authors' shares."""
-    from tessera.lab.second.exact import places, prefilled, same
+    from tessera.lab.exact import places, prefilled, same
 
     with prefilled("llava", "pyramiddrop", {"keep": KEEP, "layers": (1, 3, 4)}) as (_, sequence):
         found = [places(sequence, layer) for layer in range(6)]

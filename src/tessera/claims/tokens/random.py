@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Exact, Experiment, Plug, worse
-from tessera.lab.second.protocols.answering import Answering
+from tessera.lab.experiment import Checked, Exact, Experiment, Plug, worse
+from tessera.lab.protocols.answering import Answering
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def blind_choice(lab: Lab) -> Checked:
     """A control that looked at the image would be none."""
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import places, prefilled, same
+    from tessera.lab.exact import places, prefilled, same
 
     chosen = []
     for seed in (0, 1):

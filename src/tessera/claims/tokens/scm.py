@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
-from tessera.lab.second.protocols.answering import Answering
-from tessera.lab.second.protocols.prefill import Prefill
+from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, beats, worse
+from tessera.lab.protocols.answering import Answering
+from tessera.lab.protocols.prefill import Prefill
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def scores_like_a_loop(lab: Lab) -> Checked:
     """Random attention, two rows whose detail layers differ in length, one of them padded."""
     import torch
 
-    from tessera.lab.second.exact import same
+    from tessera.lab.exact import same
     from tessera.parts.tokens.scm import scores
 
     attention = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).tril()
@@ -37,7 +37,7 @@ def best_half(lab: Lab) -> Checked:
     import torch
 
     from tessera.hosts.zoo import tiny
-    from tessera.lab.second.exact import best, places, prefilled, same
+    from tessera.lab.exact import best, places, prefilled, same
 
     made, equal, whole = tiny("llava"), [], []
     made.model.set_attn_implementation("eager")

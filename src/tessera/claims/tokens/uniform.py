@@ -5,16 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tessera.lab.second.experiment import Checked, Exact, Experiment, Plug, beats, worse
-from tessera.lab.second.protocols.answering import Answering
+from tessera.lab.experiment import Checked, Exact, Experiment, Plug, beats, worse
+from tessera.lab.protocols.answering import Answering
 
 if TYPE_CHECKING:
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 
 def every_second(lab: Lab) -> Checked:
     """On a host with a raster of 8 x 8, at a quarter and at a sixteenth of the tokens."""
-    from tessera.lab.second.exact import places, prefilled, same
+    from tessera.lab.exact import places, prefilled, same
 
     equal = {}
     for step in (2, 4):
@@ -28,7 +28,7 @@ def every_second(lab: Lab) -> Checked:
 
 def nested(lab: Lab) -> Checked:
     """What a later drop keeps was kept by the earlier ones, at shares that no lattice has."""
-    from tessera.lab.second.exact import places, prefilled, same
+    from tessera.lab.exact import places, prefilled, same
 
     with prefilled("llava", "uniform", {"keep": (0.7, 0.4, 0.15), "layers": (0, 2, 4)}) as (_, sequence):
         found = [places(sequence, layer) for layer in (0, 2, 4)]

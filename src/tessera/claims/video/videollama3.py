@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tessera.lab.second.experiment import Checked, Exact, Experiment, Plug, beats, worse
-from tessera.lab.second.givens.pictures import StillBackground
-from tessera.lab.second.protocols.answering import Answering
+from tessera.lab.experiment import Checked, Exact, Experiment, Plug, beats, worse
+from tessera.lab.givens.pictures import StillBackground
+from tessera.lab.protocols.answering import Answering
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessera.lab.second.lab import Lab
+    from tessera.lab.lab import Lab
 
 FRAMES = 4
 """Of a clip; the reference model has learned from clips of three and four frames."""

@@ -1,29 +1,40 @@
-"""What all pages share: the frame, names of files, and how a system stands in one word."""
+"""What all pages share: templates, names of files, and how a system stands in one word."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import tessera
 from tessera.lab import evidence
 from tessera.lab.catalog import Built, System, Work, total
-from tessera.lab.pages.text import arxiv, escape, link
+from tessera.lab.judge import VERDICTS
+from tessera.lab.pages import markdown, text
 
-Standing: TypeAlias = Literal["holds", "partly", "fails", "unproven", "none"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Standing: TypeAlias = Literal["shown", "partly", "open", "fails", "unproven", "none"]
 STANDINGS: dict[Standing, str] = {
-    "holds": "every claim holds",
-    "partly": "some claims hold",
-    "fails": "no claim holds",
-    "unproven": "built, no evidence yet",
+    "shown": "every promise is shown",
+    "partly": "some promises are shown",
+    "open": "nothing shown, nothing refuted",
+    "fails": "none shown, some refuted",
+    "unproven": "built, no result yet",
     "none": "not built",
 }
+SHOWN = ("supported", "holds")
+OPEN = ("inconclusive", "invalid", "crashed")
+REFUTED = ("contradicted", "fails")
 STATUS = {
     "fresh": "fresh evidence",
     "stale": "stale evidence",
     "no evidence": "no evidence yet",
+    "no claims": "no claims",
     "none": "not built",
 }
 FOLDER = "systems"
@@ -31,61 +42,91 @@ FOLDER = "systems"
 GENERATOR = "Tessera catalogue"
 
 
-def page(title: str, body: str, *, css: str, script: str, kind: str) -> str:
-    """A whole HTML page. css, script: relative addresses; kind: the body's class."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="{GENERATOR} {escape(tessera.__version__)}">\n'
-        f'<title>{escape(title)}</title>\n<link rel="stylesheet" href="{css}">\n<script src="{script}" defer></script>\n'
-        f'</head>\n<body class="{kind}">\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+def render(template: str, **context: Any) -> str:
+    """A page. Whatever is no `Markup` is escaped, and a name that a template misspells raises."""
+    return _environment().get_template(template).render(**context)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader(__name__.rpartition(".")[0]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    made.filters.update(
+        prose=markdown.prose,
+        inline=markdown.inline,
+        words=text.words,
+        number=text.number,
+        signed=text.signed,
+        seconds=text.seconds,
+        css=css,
+        tally=tally,
+    )
+    made.globals.update(generator=f"{GENERATOR} {tessera.__version__}", status_words=STATUS, link=markdown.link)
+    return made
 
 
 def style() -> str:
     """The reports' look and what the catalogue adds."""
     report = (resources.files("tessera.evaluation") / "report.css").read_text(encoding="utf-8")
-    own = (resources.files("tessera.lab.pages") / "catalogue.css").read_text(encoding="utf-8")
-    return f"{report}\n{own}"
+    return f"{report}\n{_own('catalogue.css')}"
 
 
 def script() -> str:
     """Search, filters and the copy button."""
-    return (resources.files("tessera.lab.pages") / "catalogue.js").read_text(encoding="utf-8")
+    return _own("catalogue.js")
+
+
+def _own(name: str) -> str:
+    return (resources.files(__name__.rpartition(".")[0]) / name).read_text(encoding="utf-8")
 
 
 def file_of(work: Work) -> str:
     """A system's file name."""
-    return f"{work.n:03}-{_slug(work.name)}.html"
+    return f"{work.n:03}-{slug(work.name)}.html"
 
 
 def file_of_part(built: Built) -> str:
     """The file name of a part without a catalogue number."""
-    return f"{_slug(built.source.socket)}.{_slug(built.source.name)}.html"
+    return f"{slug(built.source.socket)}.{slug(built.source.name)}.html"
 
 
-def standing(verdicts: dict[str, int], built: bool) -> Standing:
-    """Verdicts in one word; claims that were not applicable do not count, crashed ones count as not held."""
+def slug(name: str) -> str:
+    """A name as a file name: small letters, digits, dashes."""
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:60].strip("-") or "part"
+
+
+def standing(verdicts: Mapping[str, int], built: bool) -> Standing:
+    """Verdicts in one word; claims that are not applicable or were not run do not count."""
     if not built:
         return "none"
-    held, some = verdicts.get("holds", 0), verdicts.get("partly", 0)
-    failed = verdicts.get("not reproduced", 0) + verdicts.get("crashed", 0)
-    if not held + some + failed:
+    shown, undecided, refuted = (sum(verdicts.get(v, 0) for v in group) for group in (SHOWN, OPEN, REFUTED))
+    if not shown + undecided + refuted:
         return "unproven"
-    if held and not some + failed:
-        return "holds"
-    return "partly" if held + some else "fails"
+    if shown:
+        return "partly" if undecided + refuted else "shown"
+    return "fails" if refuted else "open"
 
 
 def standing_of(system: System) -> Standing:
+    """As `standing`."""
     return standing(system.verdicts, bool(system.parts))
 
 
-def tiles(verdicts: dict[str, int]) -> str:
-    """One small square per claim, coloured by its verdict."""
-    said = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    drawn = "".join(f'<i class="{css(verdict)}"></i>' * count for verdict, count in verdicts.items())
-    return f'<span class="tiles" role="img" aria-label="{said}" title="{said}">{drawn}</span>' if drawn else ""
+def tally(verdicts: Mapping[str, int]) -> str:
+    """`3 supported, 1 inconclusive`."""
+    return ", ".join(f"{count} {'hold' if verdict == 'holds' and count > 1 else verdict}" for verdict, count in verdicts.items())
+
+
+def tiles(verdicts: Mapping[str, int]) -> list[str]:
+    """A class name per claim, in the order of `VERDICTS`: a small square each."""
+    return [css(verdict) for verdict in VERDICTS for _ in range(verdicts.get(verdict, 0))]
 
 
 def local(sentence: str) -> str:
@@ -93,22 +134,17 @@ def local(sentence: str) -> str:
     return sentence.replace(f"{evidence.folder()}/", "").replace(f"{evidence.PACKAGE}/", "")
 
 
-def css(verdict: str) -> str:
-    """A verdict as a class name."""
-    return "v-" + verdict.replace(" ", "-")
+def css(name: str) -> str:
+    """A verdict, status or standing as a class name."""
+    return slug(name)
 
 
-def badge(status: str) -> str:
-    """How fresh the evidence is."""
-    return f'<span class="status s-{status.replace(" ", "-")}">{STATUS.get(status, escape(status))}</span>'
-
-
-def links(work: Work | None, parts: tuple[Built, ...]) -> str:
-    """The paper as far as it is known, the authors' code; else a search for the title."""
+def links(work: Work | None, parts: Iterable[Built]) -> dict[str, str]:
+    """Address -> words: the paper as far as it is known, the authors' code; else a search for the title."""
     found: dict[str, str] = {}
     for part in parts:
-        for text in (part.source.section("sources"), part.source.doc):
-            for name in arxiv(text)[: 1 if work else 4]:
+        for written in (part.source.section("sources"), part.source.doc):
+            for name in text.arxiv(written)[: 1 if work else 4]:
                 found.setdefault(f"https://arxiv.org/abs/{name}", f"arXiv {name}")
             if found:
                 break
@@ -119,12 +155,9 @@ def links(work: Work | None, parts: tuple[Built, ...]) -> str:
         found[f"https://scholar.google.com/scholar?q={quote(chr(34) + work.title + chr(34))}"] = (
             "search for the paper by its title"
         )
-    return "".join(link(url, label, "out") for url, label in found.items())
+    return found
 
 
-def all_verdicts(parts: tuple[Built, ...]) -> dict[str, int]:
+def all_verdicts(parts: Iterable[Built]) -> dict[str, int]:
+    """Of several parts."""
     return total(part.verdicts for part in parts)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:60].strip("-") or "part"

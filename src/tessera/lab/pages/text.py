@@ -1,73 +1,11 @@
-"""Words and numbers on a page: everything that comes from a file or a person is escaped here."""
+"""Words and numbers as they are written for people, on pages and in the terminal. Plain text: nothing here makes HTML."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
-from collections.abc import Mapping, Sequence
 
-_LINK = re.compile(r"arXiv:\s?(?P<arxiv>\d{4}\.\d{4,5})|(?P<url>https?://[^\s<>\"'`]+[^\s<>\"'`.,;:)])")
-_EMPHASIS = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*]*[^\s*])\*(?![\w*])")
 _DIGITS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def escape(text: object) -> str:
-    """HTML-safe, in text and in attributes."""
-    return html.escape(str(text), quote=True)
-
-
-def link(url: str, words: str, css: str = "") -> str:
-    """A link to another site, or the bare words where the address is none of the web."""
-    if not url.startswith(("https://", "http://")):
-        return escape(words)
-    style = f' class="{css}"' if css else ""
-    return f'<a{style} href="{escape(url)}" rel="noreferrer">{escape(words)}</a>'
-
-
-def inline(text: str) -> str:
-    """Escaped text in which `code`, *emphasis*, arXiv numbers and addresses are what they stand for."""
-    found = []
-    for index, piece in enumerate(text.split("`")):
-        found.append(f"<code>{escape(piece)}</code>" if index % 2 else _linked(piece))
-    return "".join(found)
-
-
-def prose(text: str) -> str:
-    """Paragraphs, lists (lines that begin with "- ") and indented code of a docstring as HTML."""
-    found = []
-    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
-        lines = paragraph.splitlines()
-        if not paragraph.strip():
-            continue
-        if all(line.startswith("    ") for line in lines):
-            found.append(f"<pre>{escape(paragraph)}</pre>")
-        elif lines[0].lstrip().startswith("- "):
-            items = re.split(r"(?:^|\n)\s*- ", paragraph)[1:]
-            found.append("<ul>" + "".join(f"<li>{inline(' '.join(i.split()))}</li>" for i in items) + "</ul>")
-        else:
-            found.append(f"<p>{inline(' '.join(paragraph.split()))}</p>")
-    return "".join(found)
-
-
-def citation(text: str) -> tuple[str, str]:
-    """A "Source:" paragraph as (what is cited, what is said after it)."""
-    ends = [m.end() for m in re.finditer(r"(?:arXiv:\s?\d{4}\.\d{4,5}|https?://\S+?)(?=[.;]?(?:\s|$))", text)]
-    if not ends:
-        year = re.search(r"\b(?:19|20)\d\d\b[^.]*(?=\.(?:\s|$))", text)
-        ends = [year.end()] if year else [len(text)]
-    cut = ends[-1]
-    return text[:cut].strip(), text[cut:].lstrip(".;, \n")
-
-
-def capital(text: str) -> str:
-    """With a capital at its beginning, unless that is a name from code."""
-    return text[:1].upper() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
-
-
-def arxiv(text: str) -> list[str]:
-    """The arXiv numbers in a text, each once."""
-    return list(dict.fromkeys(re.findall(r"arXiv:\s?(\d{4}\.\d{4,5})", text)))
 
 
 def number(value: float) -> str:
@@ -82,11 +20,28 @@ def number(value: float) -> str:
     return written.replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """An effect: with its sign, and at most three digits after the point, `+0.041`."""
+    if not math.isfinite(value) or abs(value) >= 1000 or 0 < abs(value) < 1e-3:
+        return number(value) if not value > 0 or math.isnan(value) else f"+{number(value)}"
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    written = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if not float(written) else written.replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """`+0.012 to +0.070`."""
+    return f"{signed(low)} to {signed(high)}"
+
+
 def seconds(value: float) -> str:
-    """ "0.3 s", "41 s", "3:34 min"."""
+    """ "0.3 s", "41 s", "3:34 min", "1:12 h"."""
     if value < 60:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     minutes, rest = divmod(round(value), 60)
+    if minutes >= 60:
+        hours, minutes = divmod(round(value / 60), 60)
+        return f"{hours}:{minutes:02} h"
     return f"{minutes}:{rest:02} min"
 
 
@@ -95,30 +50,35 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def facts(rows: Mapping[str, str]) -> str:
-    """A table of two columns; keys are escaped here, values are HTML; empty ones are left out."""
-    body = "".join(f"<tr><td>{escape(k)}</td><td>{v}</td></tr>" for k, v in rows.items() if v)
-    return f'<div class="scroll"><table class="facts">{body}</table></div>' if body else ""
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are HTML."""
-    heads = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{heads}</tr>{body}</table></div>'
+def capital(text: str) -> str:
+    """With a capital at its beginning, unless that is a name from code."""
+    return text[:1].upper() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-def _linked(text: str) -> str:
-    found, end = [], 0
-    for m in _LINK.finditer(text):
-        url = f"https://arxiv.org/abs/{m['arxiv']}" if m["arxiv"] else m["url"]
-        found += [_emphasised(text[end : m.start()]), link(url, m[0])]
-        end = m.end()
-    return "".join([*found, _emphasised(text[end:])])
+def sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line, with its full stop."""
+    first = " ".join(re.split(r"\n\s*\n", text.strip())[0].split())
+    return re.split(r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bal\.)(?<=\.)\s", first, maxsplit=1)[0]
 
 
-def _emphasised(text: str) -> str:
-    return _EMPHASIS.sub(r"<em>\1</em>", escape(text))
+def citation(text: str) -> tuple[str, str]:
+    """A "Source:" paragraph as (what is cited, what is said after it)."""
+    ends = [m.end() for m in re.finditer(r"(?:arXiv:\s?\d{4}\.\d{4,5}|https?://\S+?)(?=[.;]?(?:\s|$))", text)]
+    if not ends:
+        year = re.search(r"\b(?:19|20)\d\d\b[^.]*(?=\.(?:\s|$))", text)
+        ends = [year.end()] if year else [len(text)]
+    cut = ends[-1]
+    return text[:cut].strip(), text[cut:].lstrip(".;, \n")
+
+
+def arxiv(text: str) -> list[str]:
+    """The arXiv numbers in a text, each once."""
+    return list(dict.fromkeys(re.findall(r"arXiv:\s?(\d{4}\.\d{4,5})", text)))
 
 
 def _scientific(value: float) -> str:

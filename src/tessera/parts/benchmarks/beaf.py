@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.evaluation.benchmark import Benchmark, Scores, identified, share
 from tessera.evaluation.intervals import Interval
 from tessera.evaluation.items import Item
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.world import World, WorldConfig
 from tessera.world.concepts import concepts
@@ -35,9 +34,6 @@ from tessera.world.questions import world_lexicon
 from tessera.world.questions.phrasing import article
 from tessera.world.rng import Rng
 from tessera.world.scene import Question
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 Outcome = Literal["TP", "TN", "FP", "FN"]
 CHANGES = {("TP", "TN"): "TU", ("FN", "FP"): "IG", ("TP", "FP"): "SBp", ("FN", "TN"): "SBn"}
@@ -195,65 +191,3 @@ class BEAF(Benchmark):
             answer="yes" if there else "no",
             query=(("op", "exists"), ("concept", concept), ("scene", scene), ("removed", removed)),
         )
-
-
-# Claims
-
-
-def scripted(benchmark: BEAF, items: Sequence[Item], how: str, seed: int = 0) -> Scores:
-    """The scores of a responder that knows the truth ("oracle"), always says "yes" or "no", or tosses a coin ("coin")."""
-    rng = Rng("coin", seed)
-    tossed = {"oracle": lambda q: q.answer, "coin": lambda q: rng.choice(("yes", "no"))}
-    say = tossed.get(how, lambda q: how)
-    return benchmark.score(items, [[say(q) for q in item.questions] for item in items])
-
-
-@claim("scripted responders give their analytic values", kind="exact", paper="section 3.3")
-def analytic(lab: Lab) -> Finding:
-    """An oracle, two constant answers and a coin; the four shares always add up to one."""
-    benchmark = BEAF(BEAF.Config(scenes=40))
-    items = benchmark.items()
-    oracle, yes, no = (scripted(benchmark, items, how) for how in ("oracle", "yes", "no"))
-    coins = [scripted(benchmark, items, "coin", seed) for seed in lab.seeds]
-    coin = {k: sum(c[k] for c in coins) / len(coins) for k in ("TU", "IG", "SBp", "SBn", "ID")}
-    pairs = sum(q.asked("removed") == q.asked("concept") for item in items for q in item.questions) * len(coins)
-    error = 3 * (0.25 * 0.75 / pairs) ** 0.5
-    sums = [sum(s[k] for k in ("TU", "IG", "SBp", "SBn")) for s in (oracle, yes, no, *coins)]
-    return Finding(
-        checks={
-            "an oracle has TU 1 and nothing else": (oracle["TU"], oracle["ID"], oracle["F1 of TU and ID"]) == (1, 0, 1),
-            "always yes is SB+ 1, ID 0": (yes["SBp"], yes["ID"], yes["TU"]) == (1, 0, 0),
-            "always no is SB- 1, ID 0": (no["SBn"], no["ID"], no["TU"]) == (1, 0, 0),
-            "a coin has four quarters and ID 1/2, within three standard errors": all(
-                abs(coin[k] - (0.5 if k == "ID" else 0.25)) < error for k in coin
-            ),
-            "TU, IG, SB+ and SB- add up to 1": all(abs(s - 1) < 1e-12 for s in sums),
-        },
-        measured={f"coin {k}": v for k, v in coin.items()},
-        seeds=lab.seeds,
-    )
-
-
-@claim("it shows what accuracy hides", kind="effect", paper="section 4.2, table 2")
-def hidden(lab: Lab) -> Finding:
-    """The reference model on 80 scenes, seeing and blind; always saying no as a control, which has a fair accuracy."""
-    benchmark = BEAF(BEAF.Config(scenes=80))
-    items = benchmark.items()
-    model, processor = lab.reference("nano")
-    seen, blind = benchmark.run(model, processor), benchmark.run(model, processor, blind=True)
-    no = scripted(benchmark, items, "no")
-    keys = ("TU", "IG", "SBp", "SBn", "ID", "accuracy", "F1 of TU and ID")
-    return Finding(
-        checks={
-            "a blind model understands nothing: TU and ID are 0": blind["TU"] == 0 and blind["ID"] == 0,
-            "always saying no is over 50 % accurate with TU 0": no["accuracy"] > 0.5 and no["TU"] == 0,
-            "the seeing model's TU is surely above 25 %, a coin's": seen.numbers["TU"].low > 0.25,
-            "its accuracy is above its TU": seen["accuracy"] > seen["TU"],
-            "its stubbornness exceeds its ignorance": seen["SBp"] + seen["SBn"] > seen["IG"],
-        },
-        measured={k: seen[k] for k in keys},
-        baseline={f"blind {k}": blind[k] for k in keys},
-        control={f"always no {k}": no[k] for k in keys},
-        spread={"TU low": seen.numbers["TU"].low, "TU high": seen.numbers["TU"].high},
-        shape=f"{len(items)} pictures, {seen.n} questions",
-    )

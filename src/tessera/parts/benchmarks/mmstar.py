@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tessera.config import config
 from tessera.errors import UserError
@@ -29,15 +29,10 @@ from tessera.evaluation.benchmark import Benchmark, Scores, identified, share
 from tessera.evaluation.intervals import Interval, paired_bootstrap
 from tessera.evaluation.items import Item
 from tessera.evaluation.scoring import normalise
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.world import World, WorldConfig
 from tessera.world.rng import Rng
 from tessera.world.scene import Question
-
-if TYPE_CHECKING:
-    from tessera.data.records import Record
-    from tessera.lab.lab import Lab
 
 CAPABILITIES = {
     "coarse perception": ("background", "total", "category_largest"),
@@ -226,155 +221,3 @@ def leakage(blind: Scores, backbone: Scores) -> Interval:
 def _same(first: Scores, second: Scores) -> None:
     if first.items != second.items:
         raise UserError("the two scores are of different questions; run the same benchmark for both.")
-
-
-# Claims
-
-
-def planted(items: Sequence[Item], letters: bool = False) -> list[Item]:
-    """Questions that need no picture, one for each of the items' pictures: a thing's kind, or what the question itself says."""
-    from tessera.world.concepts import concepts
-    from tessera.world.questions.phrasing import article
-
-    table = concepts()
-    made = []
-    for number, item in enumerate(items):
-        rng = Rng("planted", item.sample.config.split, item.sample.index, number)
-        names = [table[c] for c in rng.pick(item.sample.pool, 4)]
-        kinds = list(dict.fromkeys(c.category for c in names))
-        if rng.chance(0.5) and len(kinds) == 4:
-            text, answer, options = f"What kind of thing is {article(names[0].name)} {names[0].name}?", kinds[0], kinds
-        else:
-            a, b = names[0].name, names[1].name
-            side = rng.choice(("left of", "right of", "above", "below"))
-            text, answer, options = f"The {a} is {side} the {b}. What is {side} the {b}?", a, [c.name for c in names]
-        question = Question(type="planted", form="choice", text=text, answer=answer, query=(("op", "planted"),))
-        made.append(Item(item.sample, (offered(question, rng.shuffled(options), letters),)))
-    return made
-
-
-def _records(items: Sequence[Item], pictures: bool) -> list[Record]:
-    from tessera.data.engine import HELD_BACK, conversation
-
-    made = []
-    for item in items:
-        if item.sample.config.split in HELD_BACK:
-            raise UserError("questions of the test split train nothing.")
-        images = item.sample.images() if pictures else []
-        for q in item.questions:
-            made.append(conversation(images, q.text, q.answer))
-    return made
-
-
-@claim(
-    "answers are read by the published rules, and both metrics are their formulas",
-    kind="exact",
-    paper="section 4.3, equations 1 and 2",
-)
-def formulas(lab: Lab) -> Finding:
-    """Letters in many wordings; gain and leakage of scripted answers; options turned all the way round."""
-    said = {"A": "A", "b.": "B", "(C) dog": "C", "Option d": "D", "The answer is a": "A", "dog": "D", "I think B": "", "": ""}
-    items = MMStar(MMStar.Config(per_axis=1, letters=True)).items()
-    bench = MMStar(MMStar.Config(letters=True), items)
-    truth = [[i.questions[0].answer] for i in items]
-    half = [t if n % 2 else ["-"] for n, t in enumerate(truth)]
-    full, some, none = (bench.score(items, s) for s in (truth, half, [["-"]] * len(items)))
-    whole = [turned(i.questions[0], 4, True) == i.questions[0] for i in items]
-    return Finding(
-        checks={
-            "letters are read": all(read_letter(text) == letter for text, letter in said.items()),
-            "an oracle scores 1": full["score"] == 1,
-            "the gain is the difference": abs(gain(full, some).value - (1 - some["score"])) < 1e-12,
-            "a model that is as good blind has no gain": gain(some, some).value == 0,
-            "the leakage is the difference, never below 0": abs(leakage(some, none).value - some["score"]) < 1e-12
-            and leakage(none, some).value == 0,
-            "options turned all the way round are as before": all(whole),
-        },
-        measured={"questions": len(items)},
-    )
-
-
-@claim("blind judges drop what needs no picture and keep what does", kind="effect", paper="section 3.1, table 1")
-def drops_planted(lab: Lab) -> Finding:
-    """40 % planted questions among test questions; the judges are the reference model trained on with text of the train split
-    alone, three seeds; a judge that guesses as a control. The judges' steps were raised once, from 80, after a run in which they
-    had not learned what was planted: 25 % were dropped."""
-    from tessera.evaluation.answering import Answer
-    from tessera.lab.instruments.further import taught
-
-    options = WorldConfig(split="train", kinds={"scene": 0.7, "text": 0.1, "chart": 0.2}, things=(2, 6))
-    lesson = MMStar(MMStar.Config(per_axis=30, world=options)).items()
-    text = _records([*lesson, *planted(lesson * 2)], pictures=False)
-    judges = [taught(lab, text, seed=seed, steps=240) for seed in lab.seeds]
-    visual = MMStar(MMStar.Config(per_axis=12)).items()
-    false = planted(visual)[: round(len(visual) * 2 / 3)]
-    bench = MMStar(MMStar.Config(), [*visual, *false])
-    hits = bench.hits(judges)
-
-    class Guess:
-        """Names one of the options by lot."""
-
-        def answer_batch(self, rows: Sequence[Any], max_new_tokens: int) -> list[list[Answer]]:
-            rng = Rng("guess", len(rows))
-            return [[Answer(rng.choice(q.split(" Choose: ")[1].rstrip(".").split(", "))) for q in qs] for _, qs in rows]
-
-    guessed = bench.hits([], [Guess()])
-    cut = bench.config.most
-    n = len(visual)
-    dropped = sum(h > cut for h in hits[n:]) / len(false)
-    lost = sum(h > cut for h in hits[:n]) / n
-    after = bench.select(judges)
-    before_blind = sum(hits) / len(hits)
-    after_blind = sum(h for h in hits if h <= cut) / len(after.items())
-    return Finding(
-        checks={
-            "at least 95 % of the planted questions are dropped": dropped >= 0.95,
-            "at most 5 % of the visual ones": lost <= 0.05,
-            "a guessing judge drops less than half of the planted ones": sum(h > cut for h in guessed[n:]) / len(false) < 0.5,
-        },
-        measured={
-            "planted dropped": dropped,
-            "visual dropped": lost,
-            "blind accuracy before": before_blind,
-            "after": after_blind,
-        },
-        control={"planted dropped by guessing": sum(h > cut for h in guessed[n:]) / len(false)},
-        seeds=lab.seeds,
-        note="Visual questions whose answer is the usual one are dropped rightly; they are not planted, and count as lost here.",
-    )
-
-
-@claim(
-    "gain and leakage tell a seeing model, a blind one, and one that saw the test", kind="effect", paper="section 4.3, table 6"
-)
-def tells_leaks(lab: Lab) -> Finding:
-    """Val questions leaked into 40 steps of training, 30 or 90 of 90; a twin trained on as many train questions; three seeds."""
-    from tessera.lab.instruments.further import taught
-    from tessera.lab.lab import mean, spread
-
-    kinds = {"kinds": {"scene": 0.7, "text": 0.1, "chart": 0.2}, "things": (2, 6)}
-    bench = MMStar(MMStar.Config(per_axis=5, world=lab.world(split="val", **kinds).config))
-    clean = MMStar(MMStar.Config(per_axis=5, world=lab.world(split="train", **kinds).config)).items()
-    items = Rng("leak").shuffled(bench.items())
-    model, processor = lab.reference("nano")
-    seen, blind = bench.run(model, processor), bench.run(model, processor, blind=True)
-    found: dict[str, list[float]] = {"30 leaked": [], "all leaked": [], "clean": []}
-    for seed in lab.seeds:
-        for name, chosen in (("30 leaked", items[:30]), ("all leaked", items), ("clean", clean)):
-            tuned = taught(lab, _records(chosen, pictures=True), seed=seed, steps=40)
-            found[name].append(leakage(bench.run(*tuned, blind=True), blind).value)
-    few, all_, none = (mean(found[k]) for k in ("30 leaked", "all leaked", "clean"))
-    gained = gain(seen, blind)
-    return Finding(
-        checks={
-            "the gain of the seeing model is surely above 0": gained.low > 0,
-            "leakage rises with what was leaked": all_ > few > 0,
-            "the clean twin leaks at most 5 points, and less than either": none <= 0.05 and none < min(few, all_),
-        },
-        measured={"gain": gained.value, "ML, 30 leaked": few, "ML, all leaked": all_},
-        baseline={"S_v": seen["score"], "S_wv": blind["score"]},
-        control={"ML, clean twin": none, "gain of the blind model": gain(blind, blind).value},
-        spread={f"ML, {k}": spread(v) for k, v in found.items()},
-        seeds=lab.seeds,
-        note="A small model asked blind may learn only the usual answers; then a clean twin seems to leak as well.",
-    )

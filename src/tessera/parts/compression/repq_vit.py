@@ -20,21 +20,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.lab.claim import Finding, claim
 from tessera.models.compression import vision_of
-from tessera.nn.quantise import PERCENTILES, Fit, Quantised, bounds, fitted, quantised, uniform
+from tessera.nn.quantise import PERCENTILES, Fit, Quantised, bounds, fitted, quantised
 from tessera.nn.readers import Readers, norm_readers
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 M = TypeVar("M", bound=nn.Module)
 CONVOLUTION_BITS = 8
@@ -262,145 +258,3 @@ def quantise_attention(room: nn.Module, bits: int, softmax: str, fit: Fit) -> li
         module.tessera_scales = AttentionScales(bits, softmax, fit, next(module.parameters()).new_ones(()))
         found.append(module.tessera_scales)
     return found
-
-
-# Claims
-
-
-def outliers(norm: nn.LayerNorm, layers: list[nn.Linear], channels: Tensor, gain: float) -> None:
-    """Makes a few channels of a norm's output `gain` times larger and the weights that read them as much smaller, in place."""
-    ratio = norm.weight.new_ones(norm.weight.shape)
-    ratio[channels] = gain
-    norm.weight.data = norm.weight.data * ratio
-    norm.bias.data = norm.bias.data * ratio
-    for layer in layers:
-        layer.weight.data = layer.weight.data / ratio
-
-
-@claim("moving the scales changes neither the model nor a single code", kind="exact", paper="section 4.2, equations 7 to 11")
-def moved_scales(lab: Lab) -> Finding:
-    """A norm with two readers, in double precision; the control keeps the fraction of the zero point, as the released code."""
-    torch.manual_seed(0)
-    norm = nn.LayerNorm(32).double()
-    layers = [nn.Linear(32, 16).double(), nn.Linear(32, 8, bias=False).double()]
-    norm.weight.data = torch.logspace(-1, 1.5, 32).double()
-    norm.bias.data = 4 * torch.randn(32).double()
-    x = torch.randn(64, 32).double()
-    before, wanted = norm(x).detach(), [layer(norm(x)).detach() for layer in layers]
-    scale, zero = fitted(before.t(), 4)
-    codes = uniform(before, scale, zero, 4)
-    one, middle = reparameterise(norm, layers, scale, zero)
-    after = norm(x).detach()
-    fraction = zero.mean()
-    released = uniform(before * one / scale - (fraction - zero) * one, one, fraction, 4).round()
-    differs = max(float((layer(after) - y).detach().abs().max()) for layer, y in zip(layers, wanted, strict=True))
-    other = float((uniform(after, one, middle, 4) != codes).double().mean())
-    return Finding(
-        checks={"outputs within 1e-4": differs < 1e-4, "all codes the same": other == 0},
-        measured={"outputs differ by": differs, "codes that differ": other},
-        control={"codes that differ with a fractional zero point": float((released != codes).double().mean())},
-        shape="64 tokens of 32 channels, 4 bits",
-    )
-
-
-@claim("powers of sqrt 2 are powers of 2 with a scale by parity", kind="exact", paper="section 4.3, equations 12 to 15")
-def shifts_alone(lab: Lab) -> Finding:
-    """Every code, decoded as scale 2^(-c / 2) and by whole shifts."""
-    codes = torch.arange(16.0)
-    scale = torch.tensor(0.83)
-    found, wanted = log_values(codes, scale, 4), 0.83 * 2 ** (-codes / 2)
-    beyond = log_values(torch.tensor([16.0, torch.inf]), scale, 4)
-    differs = float(((found - wanted) / wanted).abs().max())
-    return Finding(
-        checks={"equal to 1e-6": differs <= 1e-6, "what is smaller than all codes is 0": not bool(beyond.any())},
-        measured={"differs by": differs},
-    )
-
-
-@claim("one scale for all channels lets a product be computed in whole numbers", kind="exact", paper="section 3")
-def whole_numbers(lab: Lab) -> Finding:
-    """Codes of input and weight multiplied as 64-bit integers, against the layer."""
-    torch.manual_seed(0)
-    layer, x = nn.Linear(24, 10).double(), torch.randn(40, 24).double()
-    scale, zero = fitted(x.reshape(1, -1), 4)
-    made = Quantised(layer, 4, 4, (scale[0], zero[0]), fitted)
-    with torch.no_grad():
-        left = (uniform(x, scale, zero, 4) - zero).long()
-        right = made.whole_codes().long() - made.zero[:, None].long()
-        whole = (left @ right.t()).double() * scale * made.scale + layer.bias
-        differs = float((whole - made(x)).abs().max())
-    return Finding(checks={"equal to 1e-9": differs < 1e-9}, measured={"differs by": differs}, shape="24 -> 10 channels, 4 bits")
-
-
-@claim("4 bits keep a tower with outlier channels usable, without training", kind="effect", paper="section 5.2, table 1")
-def keeps_accuracy(lab: Lab) -> Finding:
-    """The shipped object expert, 8 of the 192 channels behind every norm 30 times larger (and what reads them as much smaller),
-    at 4 bits: reparameterised against float, against one scale per channel, and against one min-max scale as the control."""
-    from tessera.config import build
-    from tessera.training.dense import BACKGROUND, DenseData, object_labels, patch_accuracy
-
-    expert, _ = lab.reference("object-expert")
-    quiet, scenes = object_labels().index(BACKGROUND), {"scene": 1.0}
-    test, train = (DenseData([lab.world(split=split, kinds=scenes)], "objects", 8) for split in ("test", "train"))
-    batches = [test.collate(range(start, start + 32)) for start in range(0, 128, 32)]
-    settings: dict[str, dict[str, Any]] = {
-        "reparameterised": {},
-        "by channel": {"norms": "channel"},
-        "min-max": {"norms": "layer", "ranges": "minmax"},
-    }
-    found: dict[str, list[float]] = {name: [] for name in ("float", *settings)}
-    for seed in lab.seeds:
-        model = copy.deepcopy(expert)
-        inputs = {"pixel_values": train.collate(range(32 * seed, 32 * seed + 32))["pixel_values"]}
-        random = torch.Generator().manual_seed(seed)
-        norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
-        linear = {m for m in model.modules() if isinstance(m, nn.Linear)}
-        for norm, layers in norm_readers(model, norms, linear, inputs).items():
-            outliers(norm, layers, torch.randperm(192, generator=random)[:8], 30.0)
-        with torch.no_grad():
-            found["float"].append(patch_accuracy(model, batches, quiet))
-            for name, options in settings.items():
-                made = RepQViT(build(RepQViT.Config, options)).compress(model, inputs)
-                found[name].append(patch_accuracy(made, batches, quiet))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    ours = means["reparameterised"]
-    return Finding(
-        checks={
-            "10 points above one min-max scale": ours - means["min-max"] >= 0.10,
-            "within 2 points of one scale per channel": ours - means["by channel"] >= -0.02,
-        },
-        measured={"patch accuracy": ours, "patch accuracy, one scale per channel": means["by channel"]},
-        baseline={"patch accuracy in float": means["float"]},
-        control={"patch accuracy, one min-max scale": means["min-max"]},
-        spread={"patch accuracy": float(torch.tensor(found["reparameterised"]).std())},
-        seeds=lab.seeds,
-        shape="128 images of 112 pixels, 32 to calibrate on, weights and activations of 4 bits",
-    )
-
-
-@claim("4-bit weights take an eighth of the room, and one scale serves all channels", kind="cost", paper="section 1")
-def room(lab: Lab) -> Finding:
-    """The shipped object expert in float32 and at 4 bits; what each layer's input needs beside its codes."""
-    from tessera.config import build
-    from tessera.models.compression import stored_bytes
-
-    expert, _ = lab.reference("object-expert")
-    pixels = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
-    made = {
-        norms: RepQViT(build(RepQViT.Config, {"norms": norms})).compress(expert, {"pixel_values": pixels})
-        for norms in ("reparameterised", "channel")
-    }
-    layers = {norms: [m for m in model.modules() if isinstance(m, Quantised)] for norms, model in made.items()}
-    weights = sum(math.prod(layer.shape) * 4 for layer in layers["reparameterised"])
-    packed = sum(stored_bytes(layer) - 4 * len(layer.scale) for layer in layers["reparameterised"])
-    scales = {norms: sum(layer.input_scale.numel() for layer in found) for norms, found in layers.items()}
-    whole = stored_bytes(made["reparameterised"]) / stored_bytes(expert)
-    return Finding(
-        checks={
-            "quantised layers take at most 0.15 of float32": packed / weights <= 0.15,
-            "one input scale a layer": scales["reparameterised"] == len(layers["reparameterised"]),
-        },
-        measured={"room of quantised layers": packed / weights, "room of the model": whole, "scales": scales["reparameterised"]},
-        baseline={"scales, one per channel": scales["channel"]},
-        shape="bytes over bytes in float32",
-    )

@@ -16,22 +16,16 @@ Q-Former: [B, N, D], question [B, Q, E] -> [B, K, E].
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.lab.claim import Finding, claim
 from tessera.nn import initialise
 from tessera.nn.qformer import QFormer, gather
 from tessera.nn.tokens import QuestionText, VisualTokens
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 
 @part("qformer", socket="connectors", catalog=358)
@@ -118,138 +112,6 @@ class InstructQFormer(nn.Module):
             positions=tokens.positions.new_full((batch, count, 2), 0.5),
             mask=torch.ones(batch, count, dtype=torch.bool, device=found.device),
         )
-
-
-def copied(ours: InstructQFormer, theirs: Any) -> None:
-    """Weights of transformers' `InstructBlipQFormerModel` into ours; its word table and the projections around it are no part."""
-
-    def linear(to: nn.Linear, of: nn.Linear) -> None:
-        to.load_state_dict(of.state_dict())
-
-    def attention(to: Any, of: Any) -> None:
-        for name in ("query", "key", "value"):
-            linear(getattr(to, name), getattr(of.attention, name))
-        linear(to.out, of.output.dense)
-        to.norm.load_state_dict(of.output.LayerNorm.state_dict())
-
-    def feed_forward(to: Any, up: Any, down: Any) -> None:
-        linear(to.up, up.dense)
-        linear(to.down, down.dense)
-        to.norm.load_state_dict(down.LayerNorm.state_dict())
-
-    core = ours.qformer
-    if core.positions is not None:
-        core.positions.load_state_dict(theirs.embeddings.position_embeddings.state_dict())
-    core.norm.load_state_dict(theirs.embeddings.layernorm.state_dict())
-    for layer, other in zip(core.layers, theirs.encoder.layer, strict=True):
-        made: Any = layer
-        attention(made.attention, other.attention)
-        if made.cross is not None:
-            attention(made.cross, other.crossattention)
-        feed_forward(made.of_queries, other.intermediate_query, other.output_query)
-        if made.of_text is not None:
-            feed_forward(made.of_text, other.intermediate, other.output)
-
-
-@claim("equals InstructBLIP's Q-Former of transformers on copied weights", kind="exact", paper="section 2.3")
-def equals_transformers(lab: Lab) -> Finding:
-    """Both on one random image memory and one padded question; BLIP-2's form without a question too; other questions, other
-    outputs."""
-    from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    theirs = InstructBlipQFormerModel(
-        InstructBlipQFormerConfig(**sizes, vocab_size=50, encoder_hidden_size=40, max_position_embeddings=16)
-    ).eval()
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    settings: dict[str, Any] = {"queries": 6, "width": 48, "depth": 4, "heads": 4, "mlp_ratio": 2, "positions": 16}
-    ours = InstructQFormer(InstructQFormer.Config(**settings), 40, 20).eval()
-    copied(ours, theirs)
-    memory, queries = torch.randn(3, 9, 40), torch.randn(3, 6, 48)
-    ids = torch.randint(0, 50, (3, 7))
-    real = torch.arange(7) < torch.tensor([7, 4, 5])[:, None]
-    words = theirs.embeddings.word_embeddings
-    with torch.no_grad():
-        whole = torch.cat([torch.ones(3, 6, dtype=torch.bool), real], dim=1)
-        seen = theirs(input_ids=ids, attention_mask=whole, query_embeds=queries, encoder_hidden_states=memory)
-        mine = ours.qformer(queries, memory, None, words(ids), real)
-        alone = theirs(input_ids=None, query_embeds=queries, encoder_hidden_states=memory).last_hidden_state
-        plain = ours.qformer(queries, memory)
-        swapped = ours.qformer(queries, memory, None, words(ids.roll(1, 0)), real.roll(1, 0))
-    apart = float((seen.last_hidden_state[:, :6] - mine).abs().max())
-    without = float((alone - plain).abs().max())
-    moved = float((swapped - mine).abs().amax((1, 2)).min())
-    return Finding(
-        checks={
-            "with a question to 1e-5": apart < 1e-5,
-            "without one to 1e-5": without < 1e-5,
-            "another question changes the queries' outputs": moved > 1e-3,
-        },
-        measured={"with a question": apart, "without one": without, "swapped questions": moved},
-        shape="4 layers of width 48, 6 queries, questions of 4 to 7 tokens, float32, random weights",
-    )
-
-
-TYPES = ("category", "attribute", "existence")
-
-
-@claim("queries that read the question bring over what is asked", kind="effect", paper="section 3.4, table 2")
-def reads_the_question(lab: Lab) -> Finding:
-    """Small models with four queries that read the question or do not; and the former with another row's question there."""
-    from tessera.lab.instruments.small import TOWER, accuracy, exercise, taught
-    from tessera.lab.lab import mean, spread
-
-    front: dict[str, Any] = {"encoders": [dict(TOWER)], "tokens": {"kind": "pixel_shuffle", "factor": 2}}
-    queries = {"kind": "qformer", "queries": 4, "width": 128, "depth": 2, "heads": 4, "mlp_ratio": 2, "places": True}
-    lesson = exercise(front, 2500, split="train", types=TYPES, things=(2, 4))
-    test = exercise(front, 250, split="test", types=TYPES, things=(2, 4))
-    reading, blindly, misled = list[float](), list[float](), list[float]()
-    for seed in lab.seeds:
-        made = taught({**front, "connector": queries}, lesson, seed=seed, steps=500, images=8)
-        reading.append(accuracy(*made, test))
-        misled.append(accuracy(*made, test, wrong_question=True))
-        other = taught({**front, "connector": {**queries, "reads_question": False}}, lesson, seed=seed, steps=500, images=8)
-        blindly.append(accuracy(*other, test))
-    return Finding(
-        checks={
-            "5 points above queries that do not read it": mean(reading) - mean(blindly) >= 0.05,
-            "at every seed": all(a > b for a, b in zip(reading, blindly, strict=True)),
-            "another row's question costs 5 points": mean(reading) - mean(misled) >= 0.05,
-        },
-        measured={"accuracy": mean(reading)},
-        baseline={"accuracy without the question": mean(blindly)},
-        control={"accuracy with another's question": mean(misled)},
-        seeds=lab.seeds,
-        spread={
-            "accuracy": spread(reading),
-            "accuracy without the question": spread(blindly),
-            "accuracy with another's question": spread(misled),
-        },
-        shape=f"4 queries; 500 steps of 8 scenes, {len(lesson.rows)} questions about 2500; {len(test.rows)} test questions; "
-        "language model of 2 layers of width 128",
-        note="Queries start from nothing here, where the paper's come from two stages of pre-training; in a few hundred steps "
-        "they may not have learned to look.",
-    )
-
-
-@claim("32 tokens whatever the image, and a faster prefill", kind="cost", paper="section 2.3")
-def saves(lab: Lab) -> Finding:
-    """Connector and prefill together, against an MLP on all patches; a Q-Former of 4 layers of width 512."""
-    from tessera.lab.instruments.small import reading
-
-    found = reading(lab, {"kind": "qformer", "width": 512, "depth": 4, "heads": 8})
-    return Finding(
-        checks={
-            "32 tokens of 576": found.tokens == 32,
-            "fewer FLOPs": found.flops > 1,
-            "faster in every round": found.time.low > 1,
-        },
-        measured={"tokens": float(found.tokens), "FLOPs, times fewer": found.flops, "times faster": found.time.median},
-        baseline={"tokens": 576.0},
-        shape=found.shape,
-    )
 
 
 TINY = {"queries": 6, "width": 48, "depth": 4, "heads": 4}

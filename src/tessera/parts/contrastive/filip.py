@@ -7,28 +7,24 @@ symmetric contrastive loss. There is no cross-attention, so token embeddings can
 finds shows where it is.
 
 Deviations: the selection of tokens before they are compared across the batch (`keep`, 25 % in the paper) is off by default, as
-one process has nothing to communicate; special tokens of the text count as words.
+one process has nothing to communicate; special tokens of the text count as words. The authors released no code. The public one of
+DeCLIP (github.com/Sense-GVT/DeCLIP) differs: it has one vector's contrastive loss besides, counts padding among the words, and
+selects on one side of a comparison, 16 tokens of the greatest summed similarity to the own pair; here `keep` selects on both
+sides, a share by the greatest similarity to any token of the batch, and padding never counts.
 
 Shapes: I images, N tokens of width D, X texts of T tokens, E channels of the shared space.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from tessera.config import config
-from tessera.lab.claim import Finding, claim
 from tessera.models.contrast import Contrast, Embedded, contrastive_loss, gathered
 from tessera.nn import initialise
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.instruments import duals
-    from tessera.lab.lab import Lab
 
 _AT_ONCE = 1 << 25
 """Token pairs that are compared in one go where no gradient is kept."""
@@ -133,181 +129,3 @@ def _top(embedded: Embedded, score: Tensor, keep: float) -> Embedded:
     vectors = embedded.vectors.gather(1, places[..., None].expand(-1, -1, embedded.vectors.shape[2]))
     there = torch.arange(most, device=places.device) < wanted[:, None]
     return Embedded(vectors, there & embedded.there.gather(1, places))
-
-
-@claim("the similarity is that of the equations, token by token", kind="exact", paper="equations 4 and 5")
-def equals_loops(lab: Lab) -> Finding:
-    """Random tokens with padding on either side against three nested loops; scored alone and from kept embeddings."""
-    lots = torch.Generator().manual_seed(0)
-    part = FILIP(FILIP.Config(), 8, 6)
-    images = Embedded(torch.randn(4, 7, 6, generator=lots), torch.rand(4, 7, generator=lots) > 0.2).unit()
-    texts = Embedded(torch.randn(5, 9, 6, generator=lots), torch.rand(5, 9, generator=lots) > 0.4).unit()
-    with torch.no_grad():
-        per_image, per_text = part.similarity(images, texts)
-        apart = [part.similarity(images[i : i + 1], texts) for i in range(4)]
-        chosen = select(images, texts, 1.0)
-        kept = part.similarity(*chosen)
-    gap = kept_gap = alone = 0.0
-    for i in range(4):
-        for x in range(5):
-            cosine = images.vectors[i][images.there[i]] @ texts.vectors[x][texts.there[x]].t()
-            words = [max(float(c) for c in row) for row in cosine]
-            patches = [max(float(c) for c in column) for column in cosine.t()]
-            gap = max(gap, abs(sum(words) / len(words) - float(per_image[i, x])))
-            gap = max(gap, abs(sum(patches) / len(patches) - float(per_text[x, i])))
-            alone = max(alone, abs(float(apart[i][0][0, x] - per_image[i, x])), abs(float(apart[i][1][x, 0] - per_text[x, i])))
-            kept_gap = max(kept_gap, abs(float(kept[0][i, x] - per_image[i, x])))
-    apart_by = float((per_image - per_text.t()).abs().mean())
-    return Finding(
-        checks={
-            "equal to the loops within 1e-6": gap < 1e-6,
-            "image by image the same within 1e-6": alone < 1e-6,
-            "keeping all tokens changes nothing": kept_gap < 1e-6,
-            "the two directions differ": apart_by > 1e-3,
-        },
-        measured={"largest difference": gap, "alone": alone, "all kept": kept_gap, "mean difference of the directions": apart_by},
-        shape="4 images of up to 7 tokens, 5 texts of up to 9",
-    )
-
-
-@claim(
-    "finds captions of several things, and where each thing is, better than one vector does",
-    kind="effect",
-    paper="tables 2 and 3, figure 2",
-)
-def beats_one_vector(lab: Lab) -> Finding:
-    """Heads and text towers trained from scratch over the shipped object expert, which stays as it is. FILIP and CLIP see the
-    same batches of its tokens, averaged two by two, for the same steps. The caption of an image among 256, and whether the patch
-    that is most like a name lies in the box of the thing. Controls: FILIP's own tokens as one mean vector; the patch that another
-    thing's name finds."""
-    from tessera.lab.instruments import duals
-    from tessera.lab.lab import mean, spread
-
-    things = {"kinds": {"scene": 1.0}, "things": (2, 4)}
-    tower = lab.reference("object-expert")[0].encoder
-    cells: dict[str, list[float]] = {}
-    data: tuple[duals.Pairs, duals.Pairs] | None = None
-    for seed in lab.seeds:
-        made = {kind: duals.over(tower, {"kind": kind}, seed) for kind in ("filip", "clip")}
-        processor = made["clip"][1]
-        if data is None:
-            train, test = duals.captioned(lab.world(split="train", **things), 1536), duals.captioned(lab.world(**things), 256)
-            data = duals.pairs(tower, train, processor, 2), duals.pairs(tower, test, processor, 2)
-        for kind, (model, _) in made.items():
-            duals.train_heads(model, data[0], steps=300, seed=seed)
-            images, texts = duals.paired(model, data[1])
-            cells.setdefault(f"{kind}: caption", []).append(duals.caption_recall(model, images, texts)[0])
-            cells.setdefault(f"{kind}: image", []).append(duals.caption_recall(model, images, texts)[1])
-            right, other = _pointing(model, processor, data[1])
-            cells.setdefault(f"{kind}: pointing", []).append(right)
-            cells.setdefault(f"{kind}: pointing by another name", []).append(other)
-            if kind == "filip":
-                whole = [nn.functional.normalize(e.pooled(), dim=-1) for e in (images, texts)]
-                found = (whole[0] @ whole[1].t()).argmax(1) == torch.arange(len(images))
-                cells.setdefault("mean of its tokens: caption", []).append(float(found.float().mean()))
-    assert data is not None
-    boxes = [duals.inside(data[1].grid, box).float().mean().item() for s in data[1].samples for _, box in duals.things_once(s)]
-    chance, value = mean(boxes), {cell: mean(values) for cell, values in cells.items()}
-    return Finding(
-        checks={
-            "caption found 5 points more often than by one vector": value["filip: caption"] >= value["clip: caption"] + 0.05,
-            "the patch of a name lies in its box twice as often as chance": value["filip: pointing"] >= 2 * chance,
-            "and 15 points more often than by CLIP's patches": value["filip: pointing"] >= value["clip: pointing"] + 0.15,
-            "its tokens as one mean vector find fewer captions": value["mean of its tokens: caption"] < value["filip: caption"],
-            "another name finds the box less often": value["filip: pointing by another name"] < value["filip: pointing"],
-        },
-        measured={cell: v for cell, v in value.items() if cell.startswith("filip: ") and "another" not in cell},
-        baseline={cell: v for cell, v in value.items() if cell.startswith("clip: ") and "another" not in cell}
-        | {"pointing by chance": chance},
-        control={cell: v for cell, v in value.items() if "another" in cell or cell.startswith("mean of")},
-        seeds=lab.seeds,
-        spread={cell: spread(values) for cell, values in cells.items()},
-        note="Both learn over a tower that was trained to name every patch, which helps whoever reads patches one by one.",
-    )
-
-
-@claim(
-    "images and texts are encoded apart, as cheaply as for one vector; fewer tokens cost less to compare",
-    kind="cost",
-    paper="sections 3.1 and 3.4",
-)
-def costs(lab: Lab) -> Finding:
-    """FLOPs of encoding an image and a text for FILIP and for CLIP, of comparing all pairs of 64 with all tokens and with a
-    quarter of them, and how much longer the former takes."""
-    from tessera.lab.instruments import duals
-
-    tower = lab.reference("object-expert")[0].encoder
-    made = {kind: duals.over(tower, {"kind": kind}, 0) for kind in ("filip", "clip")}
-    torch.manual_seed(0)
-    pixels, ids = torch.randn(16, 3, tower.image_size, tower.image_size), torch.randint(5, 100, (16, 24))
-
-    def encoding(kind: str) -> float:
-        model = made[kind][0]
-        return lab.flops(lambda: (model.embed_images(pixels), model.embed_texts(ids))) / len(pixels)
-
-    alone = {kind: encoding(kind) for kind in made}
-    filip: FILIP = made["filip"][0].pool
-    many = Embedded(torch.randn(64, 196, 128), torch.ones(64, 196, dtype=torch.bool)).unit()
-    words = Embedded(torch.randn(64, 24, 128), torch.ones(64, 24, dtype=torch.bool)).unit()
-    few = select(many, words, 0.25)
-    pair = {"all": lab.flops(lambda: filip.similarity(many, words)), "a quarter": lab.flops(lambda: filip.similarity(*few))}
-    with torch.no_grad():
-        ratio = lab.timing(lambda: filip.similarity(many, words), lambda: filip.similarity(*few))
-    return Finding(
-        checks={
-            "encoding costs at most 5 % more FLOPs than for one vector": alone["filip"] <= 1.05 * alone["clip"],
-            "comparing 64 images with 64 texts costs less than encoding them": pair["all"] < 64 * alone["filip"],
-            "a quarter of the tokens is compared at least 4 times as fast": ratio.median >= 4,
-        },
-        measured={
-            "encoding a pair, FLOPs": alone["filip"],
-            "comparing 64 x 64, FLOPs": pair["all"],
-            "comparing 64 x 64 with a quarter of the tokens, FLOPs": pair["a quarter"],
-            "time ratio of all tokens to a quarter": ratio.median,
-        },
-        baseline={"encoding a pair for one vector, FLOPs": alone["clip"]},
-        shape=f"196 visual tokens, 24 words, 128 channels, {lab.shape()}",
-    )
-
-
-@torch.no_grad()
-def _pointing(model: Any, processor: Any, data: duals.Pairs) -> tuple[float, float]:
-    """How often the patch most like a thing's name lies in the thing's box, and how often the patch of the next thing's name."""
-    from tessera.lab.instruments import duals
-
-    right = other = count = 0
-    spoken: dict[str, Tensor] = {}
-    for row, sample in enumerate(data.samples):
-        things = duals.things_once(sample)
-        if len(things) < 2:
-            continue
-        patches = duals.normalised(_patches(model.pool, data.features[row].float()))
-        for place, (name, box) in enumerate(things):
-            inside = duals.inside(data.grid, box)
-            for said in (name, things[place - 1][0]):
-                if said not in spoken:
-                    spoken[said] = _name_vectors(model, processor, said)
-                best = int((patches @ spoken[said].t()).mean(1).argmax())
-                right += bool(inside[best]) and said == name
-                other += bool(inside[best]) and said != name
-            count += 1
-    return right / count, other / count
-
-
-def _name_vectors(model: Any, processor: Any, name: str) -> Tensor:
-    """Unit vectors of the tokens that spell the name in a plain prompt, or the prompt's one vector."""
-    from tessera.lab.instruments import duals
-    from tessera.models.few_shot import prompt
-
-    text = prompt(duals.PROMPTS[0], name)
-    embedded = duals.embed_texts(model, processor, [text])
-    vectors = embedded.vectors[0]
-    return vectors[duals.words_of(processor, text, name)] if len(vectors) > 1 else vectors
-
-
-def _patches(pool: Any, features: Tensor) -> Tensor:
-    """Patch by patch [N, D] -> [N, E]: FILIP's tokens, or what attention pooling makes of that patch alone in CLIP."""
-    if isinstance(pool, FILIP):
-        return pool.project(pool.norm(features))
-    value = pool.key_value(pool.norm(features)).chunk(2, dim=-1)[1]
-    return pool.project(pool.out(value))

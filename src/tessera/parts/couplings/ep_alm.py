@@ -27,7 +27,6 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.lab.claim import Finding, claim
 from tessera.models.coupling import Coupling, Pass, decoder_layers, hidden_of, require, with_hidden
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
@@ -35,9 +34,6 @@ from tessera.registry import part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tessera.lab.lab import Lab
-    from tessera.recipes.recipe import Recipe
 
 
 @part("ep_alm", socket="couplings", catalog=119)
@@ -178,126 +174,3 @@ def without(mask: Tensor | None, hidden: Tensor, cached: int) -> Tensor:
 
 
 TINY = {"kind": "ep_alm", "levels": 2, "start": 1, "end": 3, "prompt": 2}
-
-
-@claim("one token inserted at a layer, replaced at the next, and nothing else", kind="exact", paper="section 3.2, figure 3")
-def equals_insertion(lab: Lab) -> Finding:
-    """Logits against a loop over the layers in which the visual token does not exist until its first layer, where it is put into
-    the sequence; the same for one level; and what packing, batching and caching change."""
-    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
-
-    apart, lengths = [], []
-    for spec in (TINY, {**TINY, "levels": 1, "start": 2}):
-        model = tiny(spec)
-        ids = torch.tensor([[*prefix(model, 1), 6, 20, 21, 7]])
-        with torch.no_grad():
-            wanted, length = inserted(model, ids[0], pictures(1))
-            mine = model(ids, pictures(1)).logits[0]
-        lengths.append(length - 6)  # <bos>, <img> and four of text
-        apart.append(float((mine - wanted).abs().max()))
-    model = tiny(TINY)
-    with torch.no_grad():
-        changed = float((model(ids_of(model), pictures(1)).logits - model(ids_of(model), pictures(1, seed=2)).logits).abs().max())
-    together = consistent(tiny(TINY))
-    return Finding(
-        checks={
-            "logits within 1e-6, with two levels and with one": max(apart) <= 1e-6,
-            "the sequence is the text, its prompt and one token": set(lengths) == {3},
-            "another image changes the logits": changed > 1e-5,
-            "packing, batching and caching change nothing": max(together.values()) <= 1e-5,
-        },
-        measured={"two levels: logits differ by": apart[0], "one level: logits differ by": apart[1], **together},
-        control={"with another image by": changed},
-        shape="4 layers of width 32, float32, random weights",
-    )
-
-
-@claim("several levels see more than the last alone, at the same number of tokens", kind="effect", paper="section 4.3, table 4")
-def levels_help(lab: Lab) -> Finding:
-    """Six levels of the object expert in six layers of the frozen reference language model, against its last level in the same
-    six layers; both train the projection and one prompt token. Control: the pictures of other samples."""
-    from tessera.lab.instruments.couplings import accuracy, bridged
-    from tessera.lab.lab import mean, spread
-    from tessera.recipes.object_expert import ENCODER
-
-    def taught(levels: int) -> Recipe:
-        return bridged(
-            {"kind": "ep_alm", "levels": levels, "start": 2, "end": 8},
-            {"coupling": 1.0},
-            steps=120,
-            start={"encoders.0": "object-expert", "language_model": "nano"},
-            parts={"encoders": [dict(ENCODER)], "experts": None, "tokens": None, "connector": None},
-        )
-
-    trained = [lab.train(taught(6), seed=seed) for seed in lab.seeds]
-    several = [accuracy(lab, pair) for pair in trained]
-    other = [accuracy(lab, pair, others=True) for pair in trained]
-    single = [accuracy(lab, lab.train(taught(1), seed=seed)) for seed in lab.seeds]
-    return Finding(
-        checks={
-            "3 points above the last level alone": mean(several) - mean(single) >= 0.03,
-            "5 points above other pictures": mean(several) - mean(other) >= 0.05,
-        },
-        measured={"accuracy": mean(several)},
-        baseline={"accuracy of the last level": mean(single)},
-        control={"accuracy with other pictures": mean(other)},
-        seeds=lab.seeds,
-        spread={"accuracy": spread(several), "last level": spread(single), "other pictures": spread(other)},
-        shape="120 steps of 24 samples; 240 questions of 4 types about 1 to 3 things",
-        note="Where it fails: one linear layer is all that learns, for 120 steps, and a mean over patches says little of places.",
-    )
-
-
-@claim("more than 99 % of the parameters stay frozen, and the text grows by two tokens", kind="cost", paper="abstract, table 1")
-def nearly_all_frozen(lab: Lab) -> Finding:
-    """Parameters that train, and placeholders of an image, at the sizes of the reference model."""
-    from tessera.lab.instruments.couplings import nano_model
-    from tessera.models.configuration import TesseraConfig
-    from tessera.models.modeling import TesseraForConditionalGeneration
-    from tessera.recipes.object_expert import ENCODER
-
-    front = {"encoders": [dict(ENCODER)], "experts": None, "tokens": None, "connector": None}
-    model = nano_model({"kind": "ep_alm", "start": 2, "end": 8}, **front)
-    model["text_config"]["vocab_size"] = 1536
-    built = TesseraForConditionalGeneration(TesseraConfig(**model))
-    trained = sum(p.numel() for p in built.model.coupling.parameters())
-    share = trained / sum(p.numel() for p in built.parameters())
-    return Finding(
-        checks={"less than 1 % trains": share < 0.01, "prompt and one visual token": built.tokens_per_image == 2},
-        measured={"share that trains": share, "parameters that train": trained, "tokens per image": built.tokens_per_image},
-        baseline={"tokens per image of the reference model": 49},
-        shape="object expert 6 x 192, language model 8 x 224, 6 levels",
-    )
-
-
-def ids_of(model: Any) -> Tensor:
-    """A short prompt about one image."""
-    from tessera.lab.instruments.couplings import prefix
-
-    return torch.tensor([[*prefix(model, 1), 6, 20, 21, 7]])
-
-
-def inserted(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
-    """Logits [T, V] by a plain loop over the layers, and the sequence's length at the end; positions are those of `ids` [T]."""
-    coupling, base = model.model.coupling, model.model.language_model
-    now = coupling.now
-    assert now is None  # the hooks are silent: what follows is the language model alone
-    places = (ids == model.config.image_token_id).nonzero().flatten()
-    visual = int(places[-1])
-    hidden = base.embed_tokens(ids)
-    hidden[places[:-1]] = coupling.prompt.weight
-    features = coupling.receive(coupling.encode(pixels, list(model.model.encoders)).features)[0]
-    kept = torch.tensor([t for t in range(len(ids)) if t != visual])
-    state, positions = hidden[kept], kept
-    for index, layer in enumerate(base.layers):
-        if index == coupling.start:
-            state = torch.cat([state[:visual], features[:1], state[visual:]])
-            positions = torch.arange(len(ids))
-        level = coupling.level_at(index)
-        if level is not None:
-            state[visual] = features[level]
-        causal = torch.full((len(state), len(state)), torch.finfo(state.dtype).min).triu(1)[None, None]
-        rotary = base.rotary_emb(state[None], positions[None])
-        made = layer(state[None], attention_mask=causal, position_ids=positions[None], position_embeddings=rotary)
-        state = (made[0] if isinstance(made, tuple) else made).reshape(len(state), -1)
-    return model.lm_head(base.norm(state)), len(state)

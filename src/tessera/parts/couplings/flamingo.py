@@ -18,21 +18,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.config import config
-from tessera.lab.claim import Finding, claim
 from tessera.models.coupling import Coupling, Pass, decoder_layers, hidden_of, require, with_hidden
 from tessera.nn.cross_attention import GatedCrossAttention
 from tessera.nn.resampler import PerceiverResampler
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 
 @dataclass(slots=True)
@@ -138,134 +134,3 @@ def last_image(slots: Tensor, segments: Tensor | None, length: int) -> Tensor:
 
 
 TINY = {"kind": "flamingo", "latents": 4, "depth": 1, "heads": 2, "head_width": 8}
-
-
-@claim("before training the language model answers as if nothing had been inserted", kind="exact", paper="section 2.2")
-def identity_at_first(lab: Lab) -> Finding:
-    """Logits of a language model with closed gates, images given, against those of the bare language model on the same text."""
-    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
-
-    model = tiny(TINY)
-    ids = torch.tensor([[*prefix(model, 2), 6, 20, 7]])
-    with torch.no_grad():
-        mine = model(ids, pictures(2)).logits
-        bare = model.logits_of(model.model.language_model(ids).last_hidden_state)
-        opened = opened_gates(model)(ids, pictures(2)).logits
-    apart = consistent(model)
-    return Finding(
-        checks={
-            "logits equal bit for bit with closed gates": torch.equal(mine, bare),
-            "open gates change them": not torch.equal(opened, bare),
-            "packing, batching and caching change nothing with open gates": max(apart.values()) <= 1e-5,
-        },
-        measured={"logits differ by": float((mine - bare).abs().max()), **apart},
-        control={"with open gates they differ by": float((opened - bare).abs().max())},
-        shape="4 layers of width 32, float32, random weights",
-    )
-
-
-@claim("a text token hears of the last image before it and of no other", kind="exact", paper="section 2.3, figure 7")
-def last_image_only(lab: Lab) -> Finding:
-    """Gradients of the logits behind each of three images to the latents of each, in one row of text; one block, so that
-    nothing travels through the text itself."""
-    from tessera.lab.instruments.couplings import pictures, prefix, tiny
-
-    model = opened_gates(tiny({**TINY, "every": 4}))
-    ids = torch.tensor([[1, 20, *prefix(model, 1)[1:], 21, *prefix(model, 1)[1:], 22, 23, *prefix(model, 1)[1:], 24]])
-    places = (ids[0] == 4).nonzero().flatten().tolist()
-    latents = model.get_image_features(pictures(3)).detach().requires_grad_()
-    hidden = []
-    block = model.model.coupling.blocks[0]
-    handle = block.register_forward_hook(lambda _, args, out: hidden.append(out))
-    model(ids, image_features=latents)
-    handle.remove()
-    sums = hidden[0][0].square().sum(-1)
-    heard = torch.stack([torch.autograd.grad(s, latents, retain_graph=True)[0].abs().sum((1, 2)) for s in sums])
-    last = torch.tensor([sum(place <= t for place in places) - 1 for t in range(ids.shape[1])])
-    own = last[:, None] == torch.arange(3)
-    clips = PerceiverResampler(32, latents=4, depth=1, heads=2, head_width=8, frames=8)
-    sizes = [clips(torch.randn(1, frames, 16, 32)).shape[1] for frames in (1, 4, 8)]
-    return Finding(
-        checks={
-            "gradient to every other image is exactly zero": float(heard[~own].max()) == 0,
-            "gradient to the last image is not": bool((heard[own] > 0).all()),
-            "a clip of 1, 4 or 8 frames becomes equally many latents": set(sizes) == {4},
-        },
-        measured={"to other images": float(heard[~own].max()), "to the last image, least": float(heard[own].min())},
-        shape="3 images, 1 block, float32, random weights",
-    )
-
-
-@claim("inserted blocks alone teach a frozen language model to see", kind="effect", paper="section 3.1, table 3")
-def frozen_model_sees(lab: Lab) -> Finding:
-    """Experts and the language model of the reference stay frozen; connector, resampler and blocks learn in a short training.
-
-    Baseline: the same model asked without images. Control: shown the pictures of other samples. The paper's few-shot numbers
-    need a language model that learns in context, which the reference is not.
-    """
-    from tessera.lab.instruments.couplings import accuracy, bridged
-    from tessera.lab.lab import mean, spread
-
-    recipe = bridged(
-        {"kind": "flamingo", "latents": 32, "depth": 2, "heads": 4, "head_width": 56, "every": 2, "multiple": 2},
-        {"connector": 1.0, "coupling": 1.0},
-        steps=120,
-        start={"encoders.0": "object-expert", "encoders.1": "reading-expert", "connector": "nano", "language_model": "nano"},
-    )
-    trained = [lab.train(recipe, seed=seed) for seed in lab.seeds]
-    seen = [accuracy(lab, pair) for pair in trained]
-    blind = [accuracy(lab, pair, blind=True) for pair in trained]
-    other = [accuracy(lab, pair, others=True) for pair in trained]
-    return Finding(
-        checks={
-            "5 points above no image, in every seed": all(a - b >= 0.05 for a, b in zip(seen, blind, strict=True)),
-            "5 points above other pictures, in every seed": all(a - b >= 0.05 for a, b in zip(seen, other, strict=True)),
-        },
-        measured={"accuracy": mean(seen)},
-        baseline={"accuracy without images": mean(blind)},
-        control={"accuracy with other pictures": mean(other)},
-        seeds=lab.seeds,
-        spread={"accuracy": spread(seen), "without images": spread(blind), "with other pictures": spread(other)},
-        shape="120 steps of 24 samples; 240 questions of 4 types about 1 to 3 things",
-        note="Where it fails: the blocks start from nothing, and the training is 100,000 times shorter than the paper's.",
-    )
-
-
-@claim("an image is one token of text, and blocks cost the same whatever its features", kind="cost", paper="section 2.1")
-def constant_cost(lab: Lab) -> Finding:
-    """FLOPs of reading a question of 16 tokens about one image with 49 and with 196 features, of the language model with its
-    blocks alone, against the same features put among the text; sizes of the reference model, random weights."""
-    from tessera.lab.instruments.couplings import nano_model
-    from tessera.models.configuration import TesseraConfig
-    from tessera.models.modeling import TesseraForConditionalGeneration
-
-    def flops(coupling: dict[str, Any], factor: int) -> tuple[int, int]:
-        model = nano_model(coupling, tokens={"kind": "pixel_shuffle", "factor": factor})
-        model["text_config"]["vocab_size"] = 512
-        built = TesseraForConditionalGeneration._from_config(TesseraConfig(**model), attn_implementation="eager").eval()
-        ids = torch.tensor([[1, 5, *[4] * built.tokens_per_image, *range(20, 36)]])
-        with torch.no_grad():
-            features = built.get_image_features(torch.zeros(1, 3, built.image_size, built.image_size))
-        return lab.flops(lambda: built(ids, image_features=features, logits_to_keep=1)), built.tokens_per_image
-
-    spec = {"kind": "flamingo", "latents": 32, "depth": 2, "heads": 4, "head_width": 56}
-    (few, one), (many, _) = flops(spec, 2), flops(spec, 1)
-    (among, tokens), (among_many, _) = flops({"kind": "prefix"}, 2), flops({"kind": "prefix"}, 1)
-    return Finding(
-        checks={
-            "one token per image": one == 1,
-            "the same FLOPs with 49 and with 196 features": few == many,
-            "fewer FLOPs than features among the text": few < among,
-        },
-        measured={"tokens": one, "FLOPs at 49 features": few, "FLOPs at 196 features": many, "FLOPs over prefix": few / among},
-        baseline={"tokens": tokens, "FLOPs at 49 features": among, "FLOPs at 196 features": among_many},
-        shape="language model 8 x 224, a block before every layer, 32 latents, 18 text tokens; towers and resampler not counted",
-    )
-
-
-def opened_gates(model: Any) -> Any:
-    """The model with all gates at 1/2."""
-    for block in model.model.coupling.blocks:
-        for gate in (block.attention_gate, block.feed_forward_gate):
-            nn.init.constant_(gate, 0.5)
-    return model

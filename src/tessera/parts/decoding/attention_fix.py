@@ -30,13 +30,11 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.steering import biased, steer
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
     from tessera.hosts.sequence import Stage
-    from tessera.lab.lab import Lab
 
 CELLS = "attention_fix cells"
 """Note of a sequence: which cell of a raster each token of the prompt stands in, [B, S], -1 for none."""
@@ -215,103 +213,3 @@ def covering(saliency: Tensor, cells: Tensor, visual: Tensor) -> Tensor:
 def ranks(scores: Tensor) -> Tensor:
     """[B, K] -> [B, K] int64: 0 for the highest of a row; of equals the earlier comes first."""
     return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-
-
-# Claims
-
-
-@claim("amplification 1 changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("attention_fix")
-
-
-@claim("edited rows are the amplified ones, normalised again", kind="exact", paper="equation 7")
-def rows_sum_to_one(lab: Lab) -> Finding:
-    """A bias inside of the kernel against the product and the division written out, on random queries, keys and values."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    from tessera.lab.instruments.exact import same
-
-    random = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 9, 16, generator=random)
-    factors = 1 + 2 * torch.rand(2, 4, generator=random)
-    chosen, text = torch.rand(2, 9, generator=random) > 0.5, torch.rand(2, 9, generator=random) > 0.3
-    module = nn.Module()
-    module.is_causal, module.num_key_value_groups = True, 1  # type: ignore[assignment]
-    boost = factors.log()[:, :, None] * text[:, None]
-    found, _ = biased(sdpa_attention_forward, module, query, key, value, None, boost, chosen, scaling=0.25)
-    hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
-    weights = (query @ key.mT * 0.25).masked_fill(hidden, -torch.inf).softmax(-1)
-    change = torch.where(text[:, None, :, None] & chosen[:, None, None], factors[:, :, None, None], 1.0)
-    weights = weights * change / (weights * change).sum(-1, keepdim=True)
-    worst, total = float((found - (weights @ value).transpose(1, 2)).abs().max()), float((weights.sum(-1) - 1).abs().max())
-    return same({"equal to 1e-5": worst < 1e-5, "rows sum to 1": total < 1e-5}, output=worst)
-
-
-@claim("fewer things are named that are not there, and no fewer that are", kind="effect", paper="table 1")
-def fewer_hallucinations(lab: Lab) -> Finding:
-    """The reference model lists everything in crowded scenes. CHAIR: share of the named things that are not there; recall: share
-    of the things that are named. Control: the same amplification for all heads and all visual tokens."""
-    from tessera.lab.lab import mean, spread
-
-    settings: dict[str, dict[str, Any]] = {"measured": {}, "control": {"heads": "all", "salient": 1.0}}
-    chair: dict[str, list[float]] = {name: [] for name in ("measured", "baseline", "control")}
-    recall: dict[str, list[float]] = {name: [] for name in chair}
-    for seed in lab.seeds:
-        for name in chair:
-            wrong, right = _listed(lab, seed, settings.get(name))
-            chair[name].append(wrong)
-            recall[name].append(right)
-    before, after, uniform = (mean(chair[name]) for name in ("baseline", "measured", "control"))
-    return Finding(
-        checks={
-            "30 % fewer of the named things are not there": after <= 0.7 * before,
-            "at most 2 points of recall are lost": mean(recall["measured"]) >= mean(recall["baseline"]) - 0.02,
-            "better than for all heads and tokens alike": after < uniform,
-        },
-        measured={"CHAIR": after, "recall": mean(recall["measured"])},
-        baseline={"CHAIR": before, "recall": mean(recall["baseline"])},
-        control={"CHAIR": uniform, "recall": mean(recall["control"])},
-        spread={"CHAIR": spread(chair["measured"]), "baseline CHAIR": spread(chair["baseline"])},
-        seeds=lab.seeds,
-        shape="80 scenes of 4 to 9 things a seed",
-        note="the reference model names few things that are not there, and those because it mistakes one thing for another.",
-    )
-
-
-def _listed(lab: Lab, seed: int, options: dict[str, Any] | None) -> tuple[float, float]:
-    """(CHAIR, recall) over 80 scenes."""
-    from tessera.hosts.host_generate import HostGenerator
-    from tessera.hosts.plug import plug
-    from tessera.world.lists import LIST_PROMPTS
-
-    model, processor = lab.reference("nano")
-    world = lab.world(seed=seed, things=(4, 9), kinds={"scene": 1.0})
-    samples = [world[index] for index in range(80)]
-    rows = [(sample.images(), [LIST_PROMPTS["names"]]) for sample in samples]
-    with ExitStack() as stack:
-        if options is not None:
-            stack.enter_context(plug(model, "attention_fix", **options))
-        answers = [texts[0].text for texts in HostGenerator(model, processor).answer_batch(rows, 48)]
-    said = there = wrong = found = 0
-    for sample, answer in zip(samples, answers, strict=True):
-        names = [name.strip() for name in answer.split(",") if name.strip() and not name.strip().isupper()]
-        true = {word for truth in sample.truth() for word in (truth.name, *truth.synonyms)}
-        said += len(names)
-        wrong += sum(name not in true for name in names)
-        there += len(sample.truth())
-        found += sum(bool({truth.name, *truth.synonyms} & set(names)) for truth in sample.truth())
-    return wrong / max(1, said), found / max(1, there)
-
-
-@claim("it costs little: a prefill takes at most a quarter more time", kind="cost")
-def costs_little(lab: Lab) -> Finding:
-    """576 visual tokens, the deeper half of 12 layers edited; operations of the chosen rows are counted."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "attention_fix", {})
-    return saved.finding(
-        {"at most 25 % more time": saved.time.median >= 0.8, "at most 5 % more FLOPs": saved.flops >= 1 / 1.05},
-        note="eight channels more per head in the edited layers.",
-    )

@@ -29,12 +29,10 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.branch import Branch
 from tessera.hosts.part import HostPart
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 FLOOR = 1e-30
 """Least probability of an answer: below it, a logarithm would be infinite."""
@@ -168,96 +166,3 @@ def with_unknown(inputs: Mapping[str, Any], image_token_ids: Sequence[int], unkn
             changed[name] = value.masked_fill(first, 0)
     changed["input_ids"] = ids.masked_fill(first, unknown)
     return changed
-
-
-# Claims
-
-
-@claim("alpha 0 changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("llava_align")
-
-
-@claim("calibrated, answers without an image are exactly uniform", kind="exact", paper="section 4.1")
-def uniform_without_image(lab: Lab) -> Finding:
-    """The prior of a tiny host over four answers, calibrated by itself, and by the equations on random probabilities."""
-    from tessera.hosts.zoo import tiny
-    from tessera.lab.instruments.exact import same
-
-    made = tiny("llava")
-    from tessera.hosts.plug import attach
-
-    host, part_ = attach(made.model), LlavaAlign(LlavaAlign.Config())
-    with torch.no_grad():
-        found = part_.closed_answers(host, made.inputs((1, 1)), [[20], [21], [22], [23, 24]])
-    blind = calibrate(found.blind, found.blind)
-    p = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    q = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)).softmax(-1)
-    wanted = (q / p) / (q / p).sum(-1, keepdim=True)
-    flat, parity = float((blind - 0.25).abs().max()), float((calibrate(q, p) - wanted).abs().max())
-    return same({"uniform": flat < 1e-6, "proportional to q / p": parity < 1e-6}, uniform=flat, calibrated=parity)
-
-
-@claim("a model that learned to say yes too often is put right without training", kind="effect", paper="tables 2, 4")
-def removes_the_skew(lab: Lab) -> Finding:
-    """The reference model learns on with answers of which three noes in five were turned into yes, so that 80 % are yes, and is
-    asked a balanced test bare (baseline) and with visual debias decoding. Control: the same decoding on the reference model
-    itself, which has no such skew. (Right answers of which 80 % are yes skew nothing: the picture tells them all.)"""
-    from tessera.lab.instruments.skew import skewed
-    from tessera.lab.instruments.trials import yes_rate
-    from tessera.lab.lab import mean, spread
-
-    nano, processor = lab.reference("nano")
-    plug: dict[str, dict[str, Any]] = {"llava_align": {}}
-    found: dict[str, list[float]] = {name: [] for name in ("bare", "plugged", "nano", "nano plugged", "yes", "yes plugged")}
-    for seed in lab.seeds:
-        model = skewed(lab, seed)
-        asked: dict[str, Any] = {"types": ("existence",), "n": 400, "seed": seed}
-        bare, plugged = lab.evaluate(model, processor, **asked), lab.evaluate(model, processor, plug=plug, **asked)
-        found["bare"].append(bare.accuracy)
-        found["plugged"].append(plugged.accuracy)
-        found["yes"].append(yes_rate(bare))
-        found["yes plugged"].append(yes_rate(plugged))
-        found["nano"].append(lab.evaluate(nano, processor, **asked).accuracy)
-        found["nano plugged"].append(lab.evaluate(nano, processor, plug=plug, **asked).accuracy)
-    gain = mean(found["plugged"]) - mean(found["bare"])
-    before, after = (abs(mean(found[name]) - 0.5) for name in ("yes", "yes plugged"))
-    return Finding(
-        checks={
-            "5 points more accurate": gain >= 0.05,
-            "the excess of yes is halved": after <= before / 2,
-            "more is gained than where nothing is skewed": gain > mean(found["nano plugged"]) - mean(found["nano"]),
-        },
-        measured={"accuracy": mean(found["plugged"]), "share of yes": mean(found["yes plugged"])},
-        baseline={"accuracy": mean(found["bare"]), "share of yes": mean(found["yes"])},
-        control={"accuracy": mean(found["nano plugged"]), "accuracy before": mean(found["nano"])},
-        spread={"accuracy": spread(found["plugged"]), "baseline accuracy": spread(found["bare"])},
-        seeds=lab.seeds,
-        shape="60 further steps of 16 questions; 400 balanced questions a seed",
-        note="where the skew sits in how the picture is read, and not in the words alone, there is nothing to take away.",
-    )
-
-
-@claim("a token costs at most twice as much: one more stream, without the image", kind="cost", paper="section 4.2")
-def costs_a_stream(lab: Lab) -> Finding:
-    """Greedy answers of 8 tokens about one image of 576 tokens, bare and with debiasing in turns."""
-    from contextlib import ExitStack
-
-    from tessera.bench.tokens import Shape, host, inputs
-    from tessera.lab.instruments.trials import plugged_copy
-
-    shape = Shape(layers=8)
-    model, prompt = host(shape), inputs(shape)
-    settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    with ExitStack() as stack, torch.inference_mode():
-        plugged = plugged_copy(stack, model, "llava_align", {})
-        taken = lab.timing(
-            lambda: plugged.model.generate(**prompt, **settings), lambda: model.generate(**prompt, **settings), rounds=3
-        )
-    return Finding(
-        checks={"at most twice the time": taken.median <= 2},
-        measured={"times the bare time": taken.median},
-        baseline={"times the bare time": 1.0},
-        shape=f"8 layers of width 512, 576 visual tokens, 8 new tokens, float32, {lab.shape()}",
-    )

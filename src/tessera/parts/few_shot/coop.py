@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,8 @@ from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.lab.claim import Finding, claim
 from tessera.models.few_shot import Classifier, FewShot, FrozenDual, Shots, padded, views
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 TINY = {"context": 2, "epochs": 2, "views": 1}
 Place = Literal["end", "middle", "front"]
@@ -156,75 +152,3 @@ class CoOp(FewShot):
             return self.config.epochs
         shots = images / classes
         return 50 if shots <= 1 else 100 if shots <= 4 else 200
-
-
-@claim("started from a prompt's words it is that prompt, and only the vectors learn", kind="exact", paper="section 3.2")
-def equals_prompt(lab: Lab) -> Finding:
-    """Tessera's dual encoder and transformers' CLIP with random weights: logits of the untrained prompts against those of the
-    written ones; where a step's gradient arrives."""
-    from tessera.lab.instruments.few_shot import tiny_duals
-    from tessera.models.few_shot import zero_shot
-
-    checks, measured = {}, {}
-    names = ["dog", "fire engine", "cat"]
-    for kind, dual in tiny_duals(["a picture of a {name}."]).items():
-        torch.manual_seed(0)
-        pixels, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 3
-        part = CoOp(CoOp.Config(init="a picture of a", epochs=0, views=0))
-        gap = part.fit(dual, names, Shots(pixels, labels)).logits(pixels) - zero_shot(dual, names).logits(pixels)
-        before = {n: p.detach().clone() for n, p in dual.model.named_parameters()}
-        prompts = Prompts(dual, names, part.config, 0)
-        F.cross_entropy(dual.images(pixels) @ prompts().t(), labels).backward()
-        reached = float(prompts.vectors.grad.abs().max()) if prompts.vectors.grad is not None else 0.0
-        CoOp(CoOp.Config(context=3, epochs=2, views=1)).fit(dual, names, Shots(pixels, labels))
-        alone = all(p.grad is None and torch.equal(p, before[n]) for n, p in dual.model.named_parameters())
-        checks[f"{kind}: logits within 1e-5"] = float(gap.abs().max()) < 1e-5
-        checks[f"{kind}: the vectors get a gradient, the model none"] = reached > 0 and alone
-        measured[f"{kind}: largest difference"] = float(gap.abs().max())
-    return Finding(checks=checks, measured=measured, shape="towers of 2 layers of width 32, 3 classes, float32, random weights")
-
-
-@claim("sixteen images of each class gain ten points on the written prompt, one loses none", kind="effect", paper="figure 3")
-def beats_prompt(lab: Lab) -> Finding:
-    """Twenty known things, as whole scenes and as crops; shots in one artwork style, test images in the other. 60 epochs of the
-    paper's 200 and four copies of each image, to keep the cost down. Control: labels dealt out anew."""
-    from tessera.lab.instruments import few_shot as tasks
-    from tessera.lab.lab import mean, spread
-    from tessera.models.few_shot import zero_shot
-
-    model, processor = lab.reference("nano-clip")
-    dual, part = FrozenDual(model, processor), CoOp(CoOp.Config(epochs=60, views=4))
-    cells: dict[str, list[float]] = {}
-    for view in tasks.VIEWS:
-        for seed in lab.seeds:
-            task = tasks.task(processor, view=view, seed=seed)
-            features, labels = views(dual, task.shots, part.config.views, seed), task.shots.labels
-            asked, right = dual.images(task.test.pixels), task.test.labels
-            found = {"written prompt": zero_shot(dual, task.names)}
-            for k in (1, 16):
-                few = k * len(task.names)
-                found[f"{k} shots"] = part.fit_features(dual, task.names, features[:, :few], labels[:few], seed=seed)
-            dealt = tasks.shuffled(labels, seed)
-            found["labels dealt out anew"] = part.fit_features(dual, task.names, features, dealt, seed=seed)
-            for name, classifier in found.items():
-                cells.setdefault(f"{view}: {name}", []).append(tasks.accuracy(classifier, asked, right))
-    value = {cell: mean(values) for cell, values in cells.items()}
-    gain = {
-        name: mean([value[f"{view}: {name}"] - value[f"{view}: written prompt"] for view in tasks.VIEWS])
-        for name in ("1 shots", "16 shots", "labels dealt out anew")
-    }
-    return Finding(
-        checks={
-            "sixteen shots gain at least 10 points": gain["16 shots"] >= 0.10,
-            "one shot is not below the written prompt": gain["1 shots"] >= 0,
-            "sixteen shots gain more than one": gain["16 shots"] > gain["1 shots"],
-            "labels dealt out anew gain nothing": gain["labels dealt out anew"] <= 0,
-        },
-        measured={cell: v for cell, v in value.items() if cell.endswith(" shots")}
-        | {f"gain of {name}": gain[name] for name in ("1 shots", "16 shots")},
-        baseline={cell: v for cell, v in value.items() if cell.endswith("prompt")},
-        control={cell: v for cell, v in value.items() if "anew" in cell},
-        seeds=lab.seeds,
-        spread={cell: spread(values) for cell, values in cells.items()},
-        note="The written prompt has the form of the captions that the reference learned from; little is left to gain in words.",
-    )

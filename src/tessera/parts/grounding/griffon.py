@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.evaluation.grounding import Grounder, Located
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.world.lists import LIST_PROMPTS
 from tessera.world.questions import box_text, cell_box, parse_box
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tessera.data.records import Record
-    from tessera.lab.lab import Lab
     from tessera.world.dataset import Sample
 
 Codec = Literal["decimal", "hundredths"]
@@ -231,123 +229,3 @@ def spans_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> tupl
     """The text of an answer, and which of its characters each token adds."""
     ends = [len(decode(ids[: at + 1])) for at in range(len(ids))]
     return decode(ids), [(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-# Claims
-
-
-@claim("the notation loses at most half a thousandth and survives anything", kind="exact", paper="section 3.1")
-def codec_round_trip(lab: Lab) -> Finding:
-    """Random boxes through both notations; damaged texts; scores by hand."""
-    rng = Rng("griffon", "codec")
-    worst = {"decimal": 0.0, "hundredths": 0.0}
-    counted = True
-    for _ in range(200):
-        things = []
-        for label in ("dog", "T-shirt", "fire engine"):
-            x0, y0 = rng.uniform(0, 0.8), rng.uniform(0, 0.8)
-            things.append((label, (x0, y0, x0 + rng.uniform(0.02, 0.2), y0 + rng.uniform(0.02, 0.2))))
-        codecs: tuple[Codec, ...] = ("decimal", "hundredths")
-        for codec in codecs:
-            back = read(spell(things, codec), codec)
-            counted &= [b.label for b in back] == [label for label, _ in things]
-            errors = [abs(u - v) for b, (_, box) in zip(back, things, strict=False) for u, v in zip(b.box, box, strict=True)]
-            worst[codec] = max(worst[codec], *errors)
-    text = spell(things)
-    broken = 0
-    for _ in range(300):
-        at, other = rng.below(len(text)), rng.choice("&-[],.0123456789 x")
-        try:
-            found = read(text[:at] + other + text[at + rng.below(9) :])
-            broken += any(not 0 <= v <= 1 for f in found for v in f.box)
-        except ValueError:
-            broken += 1
-    # One token per character: label "ab", box "0.1,0.2,0.3,0.4", every token 0.9 sure.
-    line = "ab-[0.1,0.2,0.3,0.4]"
-    sure = score(read(line)[0], [(i, i + 1) for i in range(len(line))], [0.9] * len(line))
-    return Finding(
-        checks={
-            "decimals are off by at most 0.0005": worst["decimal"] <= 0.0005 + 1e-9,
-            "hundredths by at most 0.01": worst["hundredths"] <= 0.0101,
-            "every label comes back": counted,
-            "damaged texts neither raise nor give boxes outside": broken == 0,
-            "the score is the root of both products": abs(sure - 0.9**1.0 * 0.9**7.5) < 1e-12,
-        },
-        measured={"decimal error": worst["decimal"], "hundredths error": worst["hundredths"]},
-    )
-
-
-@claim("token probabilities rank boxes", kind="effect", paper="section 3.3, table 6")
-def scores_rank(lab: Lab) -> Finding:
-    """The reference model lists everything in 150 test scenes; scores of tokens against constant and random ones."""
-    from tessera.evaluation.grounding import average_precision, recall
-    from tessera.lab.lab import mean, spread
-
-    world = lab.world(kinds={"scene": 1.0}, things=(1, 6))
-    samples = [world[i] for i in range(150)]
-    model, processor = lab.reference("nano")
-    found = Griffon(Griffon.Config(codec="hundredths", max_new_tokens=64)).locate(
-        model, processor, [s.images()[0] for s in samples], [()] * len(samples)
-    )
-    truth = [[(t.name, t.box) for t in s.truth()] for s in samples]
-
-    def ap(make: Callable[[Located], float]) -> float:
-        return average_precision([[replace(f, score=make(f)) for f in fs] for fs in found], truth, pooled=True)
-
-    lots = [Rng("scores", seed) for seed in lab.seeds]
-    tossed = [ap(lambda f, rng=rng: rng.uniform()) for rng in lots]  # type: ignore[misc]
-    tokens, constant = ap(lambda f: f.score), ap(lambda f: 1.0)
-    return Finding(
-        checks={
-            "AP50 is at least 50 %": tokens >= 0.5,
-            "5 points above constant scores": tokens - constant >= 0.05,
-            "5 points above random scores": tokens - mean(tossed) >= 0.05,
-        },
-        measured={"AP50": tokens, "AP50 by label": average_precision(found, truth), "recall": recall(found, truth)},
-        baseline={"AP50, constant": constant},
-        control={"AP50, random": mean(tossed)},
-        spread={"AP50, random": spread(tossed)},
-        seeds=lab.seeds,
-        shape="pooled over labels, because each of several hundred is rare",
-        note="The reference model was not trained on this notation's prompts but the lists of the world; its boxes are its own.",
-    )
-
-
-@claim("without negatives in training it makes things up", kind="effect", paper="section 3.2")
-def negatives(lab: Lab) -> Finding:
-    """The reference model trained on for 160 steps with and without the scenario of no referent; prompts for absent things.
-
-    The steps were raised once, from 60, after a run in which both kinds of training gave boxes for every absent thing.
-    """
-    from tessera.lab.instruments.further import taught
-    from tessera.lab.lab import mean, spread
-
-    griffon = Griffon(Griffon.Config(codec="hundredths", max_new_tokens=48))
-    options = {"kinds": {"scene": 1.0}, "things": (1, 4)}
-    train, test = lab.world(split="train", **options), lab.world(**options)
-    samples = [train[i] for i in range(900)]
-    asked = [test[i] for i in range(100)]
-    absent = [griffon.absent(s, Rng("absent", s.index), 1) for s in asked]
-    present = [[Rng("present", s.index).choice(s.truth()).name] for s in asked]
-    made: dict[str, list[float]] = {"with": [], "without": []}
-    hits: dict[str, list[float]] = {"with": [], "without": []}
-    for arm, scenarios in (("with", SCENARIOS), ("without", SCENARIOS[:2])):
-        records = Rng("griffon", arm).pick(griffon.records(samples, scenarios), 1800)
-        for seed in lab.seeds:
-            model, processor = taught(lab, records, seed=seed, steps=160)
-            images = [s.images()[0] for s in asked]
-            made[arm].append(mean([float(bool(f)) for f in griffon.locate(model, processor, images, absent)]))
-            found = griffon.locate(model, processor, images, present)
-            hits[arm].append(mean([float(any(f.label == n[0] for f in fs)) for fs, n in zip(found, present, strict=True)]))
-    return Finding(
-        checks={
-            "with negatives at most 5 % false boxes": mean(made["with"]) <= 0.05,
-            "without them at least 30 %": mean(made["without"]) >= 0.30,
-            "what is there is still found, 80 %": mean(hits["with"]) >= 0.8,
-        },
-        measured={"false boxes": mean(made["with"]), "found": mean(hits["with"])},
-        control={"false boxes": mean(made["without"]), "found": mean(hits["without"])},
-        spread={"false boxes": spread(made["with"]), "false boxes without": spread(made["without"])},
-        seeds=lab.seeds,
-        shape="160 steps of 16 conversations, encoders frozen; half of the absent things are of a category that is there",
-    )

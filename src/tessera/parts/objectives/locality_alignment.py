@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import TesseraError, UserError
-from tessera.lab.claim import Finding, claim
 from tessera.nn import initialise
 from tessera.nn.vit import MLP, SelfAttention, eager_backend
 from tessera.registry import part
@@ -38,7 +37,6 @@ from tessera.training.objective import Collate, Frozen, Loss, Objective
 from tessera.training.stages import sockets_of
 
 if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
     from tessera.world import World
 
 
@@ -225,143 +223,3 @@ class LocalityAlignment(Objective):
         explained = 1 - (found.detach() - wanted).square().mean() / wanted.square().mean()
         weight = total.new_tensor(float(images))
         return Loss(total, weight, {"explained": explained * images})
-
-
-# Claims
-
-
-@claim("masks hide 0 to N patches equally often, with complement and whole", kind="exact", paper="section 3.2")
-def masks_are_uniform(lab: Lab) -> Finding:
-    """The number of shown patches over many draws: chi-square against the uniform distribution, 1 % level."""
-    patches, draws = 16, 6800
-    masks = np.stack([draw_masks((7, i), patches) for i in range(draws)])
-    counts = np.bincount(masks[:, 0].sum(1).astype(int), minlength=patches + 1)
-    expected = draws / (patches + 1)
-    chi = float(((counts - expected) ** 2 / expected).sum())
-    critical = 32.0  # of the chi-square distribution with 16 degrees of freedom, 1 %
-    return Finding(
-        checks={
-            "uniform": chi < critical,
-            "complement": bool((masks[:, 0] + masks[:, 1] == 1).all()),
-            "whole": bool((masks[:, 2] == 1).all()),
-        },
-        measured={"chi-square": chi},
-        baseline={"chi-square at 1 %": critical},
-        shape=f"{draws} masks of {patches} patches",
-    )
-
-
-@claim("decoder and loss equal the method written out, image by image and mask by mask", kind="exact", paper="equation 3")
-def equals_the_method(lab: Lab) -> Finding:
-    """A tiny encoder: teacher on pixels that loops have masked, embeddings masked by hand, attention by its formula."""
-    model = _tiny()
-    torch.manual_seed(3)
-    ours = LocalityAlignment(LocalityAlignment.Config(heads=2, depth=2, scale=0.5))
-    ours.prepare(model, None)
-    nn.init.normal_(ours.head.weight, std=0.3)
-    pixels = torch.randn(2, 3, 32, 32)
-    masks = torch.from_numpy(np.stack([draw_masks((1, i), 16) for i in range(2)]))
-    loss = ours.loss(model, {"pixel_values": pixels, "masks": masks}, None)
-    with torch.no_grad():
-        naive = float(np.mean([_literal(ours, model, pixels[b], masks[b, r]) for b in range(2) for r in range(3)]))
-    off = abs(float((loss.loss_sum / loss.loss_weight).detach()) - naive)
-    return Finding(checks={"to 1e-5": off <= 1e-5}, measured={"differs by": off}, shape="2 images of 16 patches, 3 masks each")
-
-
-def _tiny() -> Any:
-    from tessera.models.configuration import TesseraVisionConfig
-    from tessera.models.vision import TesseraVisionModel
-
-    torch.manual_seed(0)
-    encoder = {"kind": "conv_vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 3, "heads": 2}
-    return TesseraVisionModel(TesseraVisionConfig(encoder=encoder)).eval()
-
-
-def _literal(ours: LocalityAlignment, model: Any, pixels: Tensor, mask: Tensor) -> float:
-    """The loss of one image and one mask."""
-    shown = pixels.clone()
-    for patch in range(16):
-        if not mask[patch]:
-            row, column = divmod(patch, 4)
-            shown[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
-    teacher = copy.deepcopy(model.encoder)
-    teacher.blocks = teacher.blocks[:-1]
-    wanted = (teacher(shown[None])[0] - ours.mean) / ours.deviation
-    x = torch.stack(
-        [e if m else torch.zeros_like(e) for e, m in zip(ours.head(model.encoder(pixels[None])[0]), mask, strict=True)]
-    )
-    x = x + ours.decoder.position
-    for block in ours.decoder.blocks:
-        assert isinstance(block, DecoderBlock)
-        query, key, value = block.attention.qkv(block.norm1(x)).view(16, 3, 2, 8).permute(1, 2, 0, 3)
-        weights = (query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
-        x = x + block.scale1 * block.attention.out((weights @ value).transpose(0, 1).reshape(16, 16))
-        x = x + block.scale2 * block.mlp(block.norm2(x))
-    found = ours.decoder.out(ours.decoder.norm(x))
-    return float((found - wanted).square().mean())
-
-
-@claim("patches say more of what they show, pictures as much as before", kind="effect", paper="table 1")
-def patches_say_more(lab: Lab) -> Finding:
-    """A linear probe of the kinds of things under single patches, and one of those in the whole picture, on an encoder that
-    learned from captions."""
-    from tessera.lab.instruments.further import learned, means
-    from tessera.lab.lab import spread
-
-    def aligned(seed: int, **options: Any) -> dict[str, float]:
-        objective = {"kind": "locality_alignment", **options}
-        return _probed(learned(lab, start="nano-clip", objective=objective, seed=seed, steps=80, batch=12, rate=3e-4)[0], seed)
-
-    after = [aligned(s) for s in lab.seeds]
-    shuffled = [aligned(s, shuffled=True) for s in lab.seeds]
-    ours, control = means(after), means(shuffled)
-    before = means([_probed(lab.reference("nano-clip")[0], s) for s in lab.seeds])
-    gain = 100 * (ours["patch accuracy"] - before["patch accuracy"])
-    moved = 100 * (ours["picture accuracy"] - before["picture accuracy"])
-    return Finding(
-        checks={
-            "patch accuracy gains 5 points or more": gain >= 5,
-            "picture accuracy changes by at most 1 point": abs(moved) <= 1,
-            "masks of another draw for the teacher gain less than half": 100
-            * (control["patch accuracy"] - before["patch accuracy"])
-            < gain / 2,
-        },
-        measured={**ours, "patches gain, points": gain, "pictures gain, points": moved},
-        baseline=before,
-        control=control,
-        seeds=lab.seeds,
-        spread={name: spread([x[name] for x in after]) for name in ours},
-        shape="80 steps of 12 images with 3 masks each; probes on 300 images, measured on 200",
-        note="The encoder has convolutions in every block and is local already, which leaves less to gain than a plain ViT.",
-    )
-
-
-def _probed(model: Any, seed: int) -> dict[str, float]:
-    """Accuracy of ridge regressions on frozen features: the category of the thing under a patch, and those of a picture's things,
-    of as many guesses as there are right ones. (There are too many names for probes on so few images: they find 8 % of them.)"""
-    from tessera.lab.instruments.towers import categories, look
-    from tessera.world import World
-
-    encoder = model.encoder
-    size, classes = int(encoder.image_size), len(categories())
-    sets = []
-    for split, n in (("train", 300), ("test", 200)):
-        world = World(split=split, seed=seed, width=size, height=size, kinds={"scene": 1.0}, things=(1, 5))
-        seen = look([encoder], [world[i] for i in range(n)])
-        here = seen.category >= 0
-        what = F.one_hot(seen.category.clamp_min(0), classes) * here[..., None]
-        sets.append((seen.features[0], what.float(), here))
-    (x, y, there), (xt, yt, wanted) = sets
-    patch = _ridge(x[there], y[there], xt[wanted]).argmax(-1)
-    picture, shown = _ridge(x.mean(1), y.amax(1), xt.mean(1)), yt.amax(1)
-    hits = [float(one[guess.topk(int(one.sum())).indices].mean()) for one, guess in zip(shown, picture, strict=True) if one.any()]
-    return {"patch accuracy": float((patch == yt[wanted].argmax(-1)).float().mean()), "picture accuracy": float(np.mean(hits))}
-
-
-def _ridge(x: Tensor, y: Tensor, at: Tensor, strength: float = 1.0) -> Tensor:
-    """Ridge regression of y [n, C] on standardised x [n, D] with an intercept, at other points [m, D] -> [m, C]."""
-    mean, deviation = x.mean(0), x.std(0) + 1e-6
-    x, at = ((v - mean) / deviation for v in (x, at))
-    x, at = (torch.cat([v, torch.ones(len(v), 1)], 1).double() for v in (x, at))
-    gram = x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype)
-    return (at @ torch.linalg.solve(gram, x.T @ y.double())).float()

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.data.packing import collate
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.training.dense import to_pixels
 from tessera.training.objective import Collate, Loss, Objective, encoded
@@ -35,7 +34,6 @@ from tessera.world.questions.lexicon import world_lexicon
 from tessera.world.rng import Rng
 
 if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
     from tessera.world import World
     from tessera.world.dataset import Sample
 
@@ -191,109 +189,3 @@ def _changed(scored: Scored, said: Tensor) -> Tensor:
     rows, segments = scored.shape
     other = torch.zeros(rows * segments, device=said.device).index_add(0, scored.place, (said != scored.tokens).float())
     return _pairs(other.view(rows, segments))[0] > 0
-
-
-# Claims
-
-
-@claim("the loss and its gradients equal the formula written out", kind="exact", paper="equations 3 to 5")
-def equals_the_formula(lab: Lab) -> Finding:
-    """Packed sequences of random likelihoods against every sequence by itself, both preferences on."""
-    from tessera.lab.instruments.speaker import rows_of, speakers
-
-    policy, reference, processor = speakers()
-    part_ = POVID(POVID.Config(beta=0.3, inject=0.4, noise=0.6, questions=1))
-    batch = part_.collate([lab.world(split="train", width=64, height=64, things=(1, 3))], processor, 2)(range(2))
-    beta, total, units = 0.3, torch.zeros(()), 0
-    for row in range(len(batch["input_ids"])):
-        image, blurred = batch["pixel_values"][row : row + 1], batch["noised_pixel_values"][row : row + 1]
-        sequences = rows_of(batch, row)
-        for right, wrong in zip(sequences[::2], sequences[1::2], strict=True):
-            ratios: list[Tensor] = []
-            for tokens, places, labels in (right, wrong):
-                ratios.append(torch.zeros(()))
-                for model, sign in ((policy, 1.0), (reference, -1.0)):
-                    likelihood = model(torch.tensor([tokens]), image).logits[0].log_softmax(-1)
-                    ratios[-1] = ratios[-1] + sign * sum(likelihood[p - 1, y] for p, y in zip(places, labels, strict=True))
-            own = torch.zeros(())
-            for model, sign in ((policy, 1.0), (reference, -1.0)):
-                tokens, places, _ = right
-                said = model(torch.tensor([tokens]), blurred).logits[0].argmax(-1)
-                likelihood = model(torch.tensor([tokens]), image).logits[0].log_softmax(-1)
-                own = own + sign * sum(likelihood[p - 1, said[p - 1]] for p in places)
-            total = total + 0.4 * torch.log1p(torch.exp(-beta * (ratios[0] - ratios[1])))
-            total = total + 0.6 * torch.log1p(torch.exp(-beta * (ratios[0] - own)))
-            units += 1
-    ours = part_.loss(policy, batch, reference)
-    loss, naive = ours.loss_sum / ours.loss_weight, total / units
-    gradients = [torch.autograd.grad(x, list(policy.parameters())) for x in (loss, naive)]
-    apart = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
-    off = abs(float(loss.detach() - naive.detach()))
-    return Finding(
-        checks={"loss to 1e-5": off <= 1e-5, "gradients to 1e-5": apart <= 1e-5},
-        measured={"loss differs by": off, "gradients differ by": apart},
-        shape="2 images, 2 pairs of answers each, random likelihoods, float32",
-    )
-
-
-@claim("the noise keeps the variance, and hides the image from step to step", kind="exact", paper="section 3.2")
-def noise_is_a_diffusion(lab: Lab) -> Finding:
-    """Signal and noise by their definition, with the product written out."""
-    apart, before, falls = 0.0, 1.0, True
-    kept = 1.0
-    for step in range(STEPS):
-        kept *= 1 - ((0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * step / (STEPS - 1))) + 1e-5)
-        if step % 100 == 99:
-            signal, spread_ = signal_and_noise(step)
-            apart = max(apart, abs(signal - kept**0.5), abs(signal**2 + spread_**2 - 1))
-            falls, before = falls and signal < before, signal
-    return Finding(
-        checks={"to 1e-5": bool(apart <= 1e-5), "the signal falls": falls},
-        measured={"differs by": float(apart), "signal left at step 500": signal_and_noise(500)[0]},
-    )
-
-
-@claim("fewer things are seen that are not there, at no loss elsewhere", kind="effect", paper="tables 1 and 2")
-def sees_less_that_is_not_there(lab: Lab) -> Finding:
-    """Yes to absent things akin to present ones, of a reference model that has learned to say yes too often: after both
-    preferences, against the model before, the first preference alone, and preferences by coin. (From the reference model itself,
-    which says yes to 2 % of what is absent, there is nothing to take away: 4 % after both, 5 % after the first alone.)"""
-    from tessera.lab.instruments.further import learned, means, wrong_yes
-    from tessera.lab.instruments.skew import skewed
-    from tessera.lab.instruments.trials import SEEING
-    from tessera.lab.lab import spread
-
-    def numbers(model: Any, processor: Any, seed: int) -> dict[str, float]:
-        there = lab.evaluate(model, processor, types=("existence",), n=300, seed=seed)
-        seen = lab.evaluate(model, processor, types=SEEING, n=320, seed=seed)
-        return {"yes to absent things": wrong_yes(there), "accuracy": seen.accuracy}
-
-    models = {seed: skewed(lab, seed) for seed in lab.seeds}
-
-    def trained(seed: int, **options: Any) -> dict[str, float]:
-        start = models[seed].name_or_path
-        return numbers(*learned(lab, start=start, objective={"kind": "povid", **options}, seed=seed), seed)
-
-    both = [trained(s) for s in lab.seeds]
-    first = [trained(s, inject=1.0, noise=0.0) for s in lab.seeds]
-    coin = [trained(s, swapped=0.5) for s in lab.seeds]
-    start = [numbers(models[s], lab.reference("nano")[1], s) for s in lab.seeds]
-    ours, stage, control, before = (means(x) for x in (both, first, coin, start))
-    key = "yes to absent things"
-    fewer, by_coin = (1 - x[key] / max(before[key], 1e-9) for x in (ours, control))
-    spreads = {name: spread([x[name] for x in both]) for name in ours}
-    return Finding(
-        checks={
-            "yes to absent things falls by 30 % or more": fewer >= 0.3,
-            "accuracy is not below that of the model before": ours["accuracy"] >= before["accuracy"],
-            "both preferences are better than the first alone by more than the spread": stage[key] - ours[key] > spreads[key],
-            "preferences by coin do not reach half of it": by_coin < fewer / 2,
-        },
-        measured={**ours, "fewer": fewer, **{f"first alone: {k}": v for k, v in stage.items()}},
-        baseline=before,
-        control=control,
-        seeds=lab.seeds,
-        spread=spreads,
-        shape="40 steps of 8 images from a skewed nano, 300 questions about existence and 320 others",
-        note="Tokens under noise are scored one by one, so a short answer has few of them; the paper's are long descriptions.",
-    )

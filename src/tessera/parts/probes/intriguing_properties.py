@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -38,12 +38,8 @@ from tessera.evaluation.intervals import Interval, paired_bootstrap
 from tessera.evaluation.items import EvaluationConfig, Item, draw
 from tessera.evaluation.probe import Findings, Probe
 from tessera.evaluation.scoring import score
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.world import WorldConfig
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 Look: TypeAlias = Literal[
     "tokens", "within", "between", "foreign", "patches", "drop", "salient", "plain", "blocks", "layers", "alignment"
@@ -319,159 +315,3 @@ def _loss(model: Any, processor: Any, asked: Sequence[tuple[Sequence[Image.Image
 def _interval(values: Tensor) -> Interval:
     mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
     return Interval(mean, mean - 1.96 * error, mean + 1.96 * error)
-
-
-# Claims
-
-
-def with_idle_layer(model: Any, at: int) -> None:
-    """Puts a decoder layer that adds nothing into a composed model, in front of layer `at`."""
-    from copy import deepcopy
-
-    from tessera.hosts.plug import attach
-
-    inner: Any = attach(model).anatomy.language_model
-    idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        idle.get_submodule(name).weight.data.zero_()
-    inner.layers.insert(at, idle)
-    for number, layer in enumerate(inner.layers):
-        layer.self_attn.layer_idx = number
-    inner.config.num_hidden_layers = len(inner.layers)
-    if getattr(inner.config, "layer_types", None):
-        inner.config.layer_types = [
-            *inner.config.layer_types[:at],
-            inner.config.layer_types[at - 1],
-            *inner.config.layer_types[at:],
-        ]
-
-
-@claim(
-    "orders are permutations, an idle layer has no importance, the model stays as it was",
-    kind="exact",
-    paper="sections 3.2 and 3.6",
-)
-def known_truths(lab: Lab) -> Finding:
-    """Permutations of 49 tokens; neighbours against a loop; layers of a tiny random model, one of which adds nothing."""
-    from tessera.evaluation.provenance import weights_hash
-    from tessera.recipes import nano
-    from tessera.recipes.recipe import Recipe
-    from tessera.training.run import build
-
-    lots = torch.Generator().manual_seed(0)
-    orders = {how: order(49, 7, how, lots) for how in ("tokens", "within", "between")}
-    a, b = torch.randn(12, 5, generator=lots), torch.randn(12, 4, generator=lots)
-    naive = []
-    for i in range(12):
-        sets = []
-        for space in (a.double() - a.double().mean(0), b.double() - b.double().mean(0)):
-            likeness = [(float(F.cosine_similarity(space[i], space[j], 0)), j) for j in range(12) if j != i]
-            sets.append({j for _, j in sorted(likeness, reverse=True)[:3]})
-        naive.append(len(sets[0] & sets[1]) / 3)
-    plan = nano.model(layers=3, width=32, heads=2, hidden=48)
-    tiny = {"kind": "conv_vit", "image_size": 32, "width": 24, "heads": 2, "depth": 1}
-    plan["parts"]["encoders"] = [tiny]
-    plan["parts"]["experts"] = {"kind": "single"}
-    plan["parts"]["connector"] = {"kind": "linear"}
-    torch.manual_seed(0)
-    model, processor = build(Recipe(name="tiny", about="", model=plan))
-    model.eval()
-    with_idle_layer(model, 1)
-    before = weights_hash(model)
-    world = lab.world(split="val", kinds={"scene": 1.0}, things=(1, 2), width=64, height=64).config
-    probe = IntriguingProperties(IntriguingProperties.Config(types=("existence",), n=4, world=world))
-    importance = probe.layers(model, processor, probe.items(model))
-    hooks = sum(len(m._forward_hooks) for m in model.modules())
-    return Finding(
-        checks={
-            "every order is a permutation": all(o.sort().values.tolist() == list(range(49)) for o in orders.values()),
-            "within groups no token leaves its group": bool((orders["within"] // 7 == torch.arange(49) // 7).all()),
-            "between groups each stays whole": bool((orders["between"].view(7, 7).diff(dim=1) == 1).all()),
-            "neighbours equal a loop": bool(torch.allclose(mutual_knn(a, b, 3), torch.tensor(naive, dtype=torch.float))),
-            "only the idle layer has importance 0": [v == 0 for v in importance] == [False, True, False, False],
-            "the model is as before": weights_hash(model) == before and hooks == 0,
-        },
-        measured={f"importance of layer {i}": v for i, v in enumerate(importance)},
-    )
-
-
-@claim("order of tokens matters less than order of patches", kind="effect", paper="section 3.2, table 1")
-def order_of_tokens(lab: Lab) -> Finding:
-    """The reference model on questions of places and names; its twin whose tokens are all their mean, which cannot know places;
-    another picture's tokens as a control; three seeds."""
-    from tessera.lab.lab import mean, spread
-
-    model, processor = lab.reference("nano")
-    types = ("existence", "position", "relation", "attribute", "at")
-    world = lab.world(kinds={"scene": 1.0}, things=(1, 4)).config
-    looks: tuple[Look, ...] = ("tokens", "within", "between", "patches", "foreign")
-    drops: dict[str, list[float]] = {look: [] for look in looks}
-    pooled = []
-    for seed in lab.seeds:
-        probe = IntriguingProperties(IntriguingProperties.Config(looks=looks, types=types, n=150, world=world, seed=seed))
-        found = probe.run(model, processor)
-        for look in looks:
-            drops[look].append(found.numbers[look].value)
-        items = probe.items(model)
-        lots = torch.Generator().manual_seed(seed)
-
-        def flat(tokens: list[Tensor]) -> list[Tensor]:
-            return [t.mean(0, keepdim=True).expand_as(t) for t in tokens]
-
-        def flat_mixed(tokens: list[Tensor], lots: torch.Generator = lots) -> list[Tensor]:
-            return flat([t[order(len(t), 7, "tokens", lots)] for t in tokens])
-
-        plain = probe.right(model, processor, items, Tokens(model, processor, flat))
-        mixed = probe.right(model, processor, items, Tokens(model, processor, flat_mixed))
-        pooled.append(paired_bootstrap(plain, mixed).value)
-    return Finding(
-        checks={
-            "shuffled tokens cost at most 1 point": mean(drops["tokens"]) <= 0.01,
-            "shuffled patches cost at least 20 points": mean(drops["patches"]) >= 0.20,
-            "a model without places loses at most half a point": abs(mean(pooled)) <= 0.005,
-            "another picture's tokens cost most": mean(drops["foreign"])
-            > max(mean(drops[k]) for k in ("tokens", "within", "between")),
-        },
-        measured={f"drop, {look}": mean(drops[look]) for look in looks[:-1]},
-        baseline={"drop of the model without places": mean(pooled)},
-        control={"drop, foreign tokens": mean(drops["foreign"])},
-        spread={look: spread(drops[look]) for look in looks},
-        seeds=lab.seeds,
-        note="The projector writes each token's place into it; a model that takes places from the order would lose more.",
-    )
-
-
-@claim("the lower layers matter most, an idle one not at all", kind="effect", paper="section 3.6, figure 6")
-def lower_layers(lab: Lab) -> Finding:
-    """Noise in each layer of the reference model, into which an idle layer was put at another place for each of five seeds."""
-    from tessera.lab.lab import mean, spread
-
-    world = lab.world(kinds={"scene": 1.0}, things=(1, 4)).config
-    last, lower, rest = [], [], []
-    seeds = (*lab.seeds, 3, 4)
-    for seed in seeds:
-        model, processor = lab.reference("nano", copy=True)
-        at = 1 + (2 * seed + 1) % 7
-        with_idle_layer(model, at)
-        probe = IntriguingProperties(
-            IntriguingProperties.Config(types=("existence", "position", "at", "box"), n=48, world=world, seed=seed)
-        )
-        found = list(probe.layers(model, processor, probe.items(model)))
-        last.append(float(min(range(len(found)), key=found.__getitem__) == at))
-        del found[at]
-        quarter = len(found) // 4
-        lower.append(mean(found[:quarter]))
-        rest.append(mean(found[quarter:]))
-    return Finding(
-        checks={
-            "the idle layer is last in 5 of 5 seeds": mean(last) == 1,
-            "the lower quarter's importance is above the others' in every seed": all(
-                a > b for a, b in zip(lower, rest, strict=True)
-            ),
-        },
-        measured={"importance, lower quarter": mean(lower), "idle layer last": mean(last)},
-        baseline={"importance, other layers": mean(rest)},
-        spread={"importance, lower quarter": spread(lower), "importance, other layers": spread(rest)},
-        seeds=seeds,
-        shape="relative rise of the loss on right answers, noise as strong as the layer's own contribution",
-    )

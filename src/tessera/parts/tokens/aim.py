@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection
 from tessera.hosts.taps import listen
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import share
 from tessera.registry import part
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 def merged(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -250,95 +247,11 @@ class AIM(HostPart):
         sequence.notes["aim", "merged"] = (keep & view.visual).sum(1)
         return Selection(keep=keep, hidden=hidden)
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """The authors' pruning, and as much merging as leaves `share` on average over the layers."""
-    shares, entering, total = falling(layers), 1.0, 0.0
-    for layer in range(layers):
-        entering = shares.get(layer, entering)
-        total += entering
-    return {"merge": min(1.0, share * layers / total)}
-
-
-@claim("merging and pruning nothing changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("aim")
-
-
-@claim("merging equals a loop over all pairs", kind="exact", paper="section 3.1")
-def merges_like_a_loop(lab: Lab) -> Finding:
-    """Rounds of bipartite matching on random tokens, and on tokens of which many are equally alike."""
-    from tessera.lab.instruments.exact import same
-
-    generator = torch.Generator().manual_seed(0)
-    kinds = torch.eye(3, dtype=torch.float64)[torch.randint(3, (6, 9), generator=generator)]
-    worst, equal = 0.0, True
-    for tokens in (*torch.randn(10, 11, 5, generator=generator, dtype=torch.float64), *kinds):
-        for count in (1, 3, 9):
-            wanted, left = _merged_by_hand(list(tokens), count)
-            found, places = merged(tokens[None], count)
-            equal = equal and places[0].tolist() == left
-            worst = max(worst, float((found[0] - torch.stack(wanted)).abs().max())) if equal else worst
-    return same({"the same tokens go": equal, "the same means": worst < 1e-12}, mean=worst)
-
-
-def _merged_by_hand(tokens: list[Tensor], count: int) -> tuple[list[Tensor], list[int]]:
-    """One round, pair by pair: -> (tokens that are left, their places)."""
-    pairs = []
-    for a in range(0, len(tokens), 2):
-        alike = [(-float(F.cosine_similarity(tokens[a], tokens[b], 0)), b) for b in range(1, len(tokens), 2)]
-        pairs.append((*min((round(s, 12), b) for s, b in alike), a))
-    chosen = sorted((s, a, b) for s, b, a in pairs)[: min(count, len(tokens) // 2)]
-    gone = {a for _, a, _ in chosen}
-    left = [place for place in range(len(tokens)) if place not in gone]
-    return [torch.stack([tokens[p], *(tokens[a] for _, a, b in chosen if b == p)]).mean(0) for p in left], left
-
-
-@claim("PageRank is the start times the fifth power of the matrix", kind="exact", paper="section 3.2")
-def ranks_like_a_power(lab: Lab) -> Finding:
-    """Random causal logits of four heads, in double precision."""
-    from tessera.lab.instruments.exact import same
-
-    logits = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
-    logits = logits.masked_fill(torch.ones(12, 12).triu(1).bool(), torch.finfo(torch.float32).min)
-    walk = torch.linalg.matrix_power((logits.double() / 0.1).softmax(-1), 5)[0]
-    wanted = (torch.full((12,), 1 / 12, dtype=torch.float64) @ walk).square().mean(0).sqrt()
-    worst = float((page_rank(logits, torch.ones(1, 12, dtype=torch.bool))[0] - wanted).abs().max())
-    return same({"equal to a millionth": worst < 1e-6}, rank=worst)
-
-
-@claim("merged to a quarter and pruned late it loses at most 3 points, chance loses more", kind="effect", paper="table 1")
-def keeps_accuracy(lab: Lab) -> Finding:
-    """The reference model with the authors' setting; the control keeps a quarter by lot and the same falling shares."""
-    from tessera.lab.instruments.trials import dropping
-
-    layers = lab.reference("nano")[0].config.text_config.num_hidden_layers
-    shares = {0: 0.25, **{layer: 0.25 * share for layer, share in falling(layers).items()}}
-    trial = dropping(lab, "aim", {"merge": 0.25}, control={"keep": tuple(shares.values()), "layers": tuple(shares)})
-    return trial.finding(
-        {"at most 3 points are lost": trial.lost <= 3, "5 points ahead of random dropping": trial.ahead >= 5},
-        more={"points lost": trial.lost, "points ahead of chance": trial.ahead},
-        note="nano has 49 tokens an image, each of another place: few of them are so alike that one mean can stand for two.",
-    )
-
-
-@claim(
-    "a quarter after merging, none at the end: at most 30 % of the prefill's operations are left", kind="cost", paper="table 1"
-)
-def saves(lab: Lab) -> Finding:
-    """On 576 visual tokens, operations and measured time."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "aim", {"merge": 0.25})
-    return saved.finding(
-        {
-            "at most 30 % of the FLOPs": 1 / saved.flops <= 0.3,
-            "at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops,
-        },
-        note="64 text tokens and the tower are counted too, and nothing is saved in either.",
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """The authors' pruning, and as much merging as leaves `share` on average over the layers."""
+        shares, entering, total = falling(layers), 1.0, 0.0
+        for layer in range(layers):
+            entering = shares.get(layer, entering)
+            total += entering
+        return {"merge": min(1.0, share * layers / total)}

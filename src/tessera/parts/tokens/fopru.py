@@ -23,7 +23,6 @@ from torch import Tensor
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import Raster, on_prompt, raster
 from tessera.nn.reduction import keep_share, share, top_by_group
 from tessera.registry import part
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 def significant_rows(score: Tensor, places: Raster, keep: float) -> Tensor:
@@ -123,100 +121,7 @@ class FoPru(HostPart):
         image = view.sequence.image_of.masked_fill(~(view.visual & score.isfinite()), -1)
         return Selection(keep=keep_share(score, image, view.index, view.present, self.config.keep))
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """Dropping happens in front of the first layer."""
-    return {"keep": share}
-
-
-@claim("keeping everything changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("fopru")
-
-
-@claim("what stays is the plain top quarter of the tower's own attention, in order", kind="exact", paper="section 3.2")
-def top_quarter(lab: Lab) -> Finding:
-    """Against a loop over the attention that transformers' eager code of the tower reports, averaged over heads and queries."""
-    from tessera.hosts.zoo import tiny
-    from tessera.lab.instruments.exact import best, places, prefilled, same
-
-    made = tiny("llava")
-    made.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        tower = made.model.get_submodule("model.vision_tower")
-        seen = tower(pixel_values=made.inputs((1, 1))["pixel_values"], output_attentions=True).attentions
-    with prefilled("llava", "fopru", {"keep": 0.25}) as (host, sequence):
-        score = seen[host.anatomy.feature_block].mean((1, 2))[:, 1:]
-        equal = []
-        for row, found in enumerate(places(sequence, 0)):
-            first = int(sequence.visual[row].nonzero()[0])
-            equal.append([place - first for place in found] == best(range(64), score[row], 16))
-    return same({"the same tokens, in the same order": all(equal)}, shape="LLaVA with random weights, 64 tokens, 2 prompts")
-
-
-@claim("a quarter of the tokens keeps 95 % of the accuracy, chance does not", kind="effect", paper="table 1")
-def keeps_accuracy(lab: Lab) -> Finding:
-    """The reference model with a quarter of its visual tokens by significance, all of them, and a quarter by lot."""
-    from tessera.lab.instruments.trials import dropping
-
-    trial = dropping(lab, "fopru", {"keep": 0.25}, control={"keep": (0.25,)})
-    return trial.finding(
-        {
-            "at least 95 % of the accuracy is kept": trial.kept >= 0.95,
-            "random dropping keeps at most 85 %": trial.left <= 0.85,
-            "more accurate than random dropping": trial.ahead > 0,
-        },
-        note="nano's towers were trained patch by patch, so what a patch attends to need not be what matters to a question.",
-    )
-
-
-@claim("for what runs along a line whole rows are better than single tokens", kind="effect", paper="section 3.3")
-def rows_for_reading(lab: Lab) -> Finding:
-    """Questions about signs at half of the tokens: rows (measured) against the rank strategy (baseline) and random dropping."""
-    from tessera.lab.instruments.trials import dropping
-
-    kind = {"kinds": {"text": 1.0}}
-    by_rank = dropping(lab, "fopru", {"keep": 0.5}, control={"keep": (0.5,)}, types=("reading",), n=300, world=kind)
-    rows = dropping(
-        lab,
-        "fopru",
-        {"keep": 0.5, "strategy": "row"},
-        control={"keep": (0.5,)},
-        types=("reading",),
-        n=300,
-        world=kind,
-    )
-    found = rows.finding({})
-    return Finding(
-        checks={
-            "rows are better than single tokens": sum(rows.part) > sum(by_rank.part),
-            "rows are better than chance": rows.ahead > 0,
-        },
-        measured=found.measured,
-        baseline={
-            "accuracy": sum(by_rank.part) / len(by_rank.part),
-            "accuracy with all tokens": sum(rows.whole) / len(rows.whole),
-        },
-        control=found.control,
-        seeds=found.seeds,
-        spread=found.spread,
-        shape=found.shape,
-        note="a row of nano's 7 x 7 tokens is 16 pixels high, about as high as a sign, and signs stand anywhere.",
-    )
-
-
-@claim("a quarter of 576 tokens halves the time of a prefill", kind="cost", paper="table 3")
-def halves_prefill(lab: Lab) -> Finding:
-    """Measured against what the counted operations promise."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "fopru", {"keep": 0.25})
-    return saved.finding(
-        {"the prefill is at least twice as fast": saved.time.median >= 2, "at least twice fewer FLOPs": saved.flops >= 2},
-        note="the tower's attention is computed a second time to be read, which a language model this small feels.",
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """Dropping happens in front of the first layer."""
+        return {"keep": share}

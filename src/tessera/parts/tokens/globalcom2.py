@@ -7,15 +7,16 @@ sigma is the softmax over tiles of the thumbnail's attention inside of each, div
 ranked by their own attention plus the thumbnail's, resized to the canvas, both L2-normalised over the tile.
 
 Deviations: none in the equations. As in the authors' code, attention means the class token's logits (before the softmax) in
-the tower's last block, averaged over heads. Positions are kept unless `positions="reindex"`. Newline tokens stay and are not
-counted.
+the tower's last block, averaged over heads. Their code differs in what it does with the tokens that stay: it hands those of the
+thumbnail on in the order of their attention, numbers all positions anew, and puts a newline token behind the rows of padding
+too. Here tokens stay in reading order with their positions (`positions="reindex"` numbers them anew), and newline tokens, which
+the host has put behind the rows of the unpadded canvas, stay and are not counted.
 
 Shapes: T tiles, R x C raster of the thumbnail, H x W raster of the canvas, V visual tokens of the batch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import Block, HostPart, LayerView, Positions, Selection
 from tessera.hosts.taps import listen
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import Raster, for_rows, on_prompt, raster
 from tessera.nn.reduction import share, top_by_group
 from tessera.registry import part
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 _LOGITS = "class logits"
@@ -201,121 +200,7 @@ class GlobalCom2(HostPart):
         stays = compressed(for_rows(score.to(view.hidden.device), view.visual), places, self.config.keep, self.config.temperature)
         return Selection(keep=on_prompt(stays, view.visual, True))
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """Dropping happens in front of the first layer."""
-    return {"keep": share}
-
-
-@claim("keeping everything changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On a tiny host that shows a thumbnail and tiles."""
-    return lab.hosted("globalcom2", ("llava_next",))
-
-
-@claim("shares and what stays are those of the equations, tile by tile", kind="exact", paper="equations 4 to 8")
-def like_a_loop(lab: Lab) -> Finding:
-    """Against loops over tiles and tokens on random scores of a 4 x 4 thumbnail and a canvas of 2 x 3 tiles."""
-    from tessera.hosts.part import Layout
-    from tessera.lab.instruments.exact import best, same
-
-    whole, canvas = Block(0, 4, 4), Block(16, 8, 12, whole=False)
-    places = raster([[Layout(16 + 96, (whole, canvas))]])
-    score = torch.randn(112, generator=torch.Generator().manual_seed(0))
-    thumbnail, own = score[:16].view(4, 4), score[16:].view(8, 12)
-    sums = [float(thumbnail[2 * r : 2 * r + 2, [c] if c < 2 else [2, 3]].double().sum()) for r in range(2) for c in range(3)]
-    powers = [math.exp((s - max(sums)) / 10) for s in sums]
-    sigma = [p / sum(powers) for p in powers]
-    shares = [min(1.0, 0.5 * (1 + s - sum(sigma) / 6)) for s in sigma]
-    seen = F.interpolate(thumbnail[None, None], size=(8, 12), mode="bilinear", align_corners=False)[0, 0]
-    kept = best(range(16), score, 8)
-    for number, share_ in enumerate(shares):
-        r, c = divmod(number, 3)
-        inside = (slice(4 * r, 4 * r + 4), slice(4 * c, 4 * c + 4))
-        both = own[inside] / own[inside].norm() + seen[inside] / seen[inside].norm()
-        for place in best(range(16), both.flatten(), int(16 * share_)):
-            kept.append(16 + (4 * r + place // 4) * 12 + 4 * c + place % 4)
-    found = compressed(score, places, 0.5, 10.0).nonzero().flatten().tolist()
-    return same({"the same tokens stay": found == sorted(kept)}, share_sum=abs(sum(shares) / 6 - 0.5))
-
-
-@claim("guided by the thumbnail, more of a small thing's tokens stay than tile by tile", kind="effect", paper="table 3")
-def finds_the_tile(lab: Lab) -> Finding:
-    """Scenes of one or two things in 2 x 2 tiles and a thumbnail. No trained model of that kind is shipped, so what the object
-    expert takes for a thing stands for the class token's attention. Baseline: as many tokens of every tile by its own scores;
-    control: by lot. Measured is the share of a thing's canvas tokens that stay at a quarter."""
-    import numpy as np
-
-    from tessera.hosts.part import Layout
-    from tessera.lab.lab import mean, spread
-    from tessera.training.dense import to_pixels
-
-    expert, _ = lab.reference("object-expert")
-    places = raster([[Layout(5 * 196, (Block(0, 14, 14), Block(196, 28, 28, whole=False)))]])
-    tile = lattice(places.blocks[1][1], (14, 14))[1].flatten()
-    found: dict[str, list[float]] = {"guided": [], "local": [], "lot": [], "tokens": []}
-    for seed in lab.seeds:
-        world = lab.world(seed=seed, width=224, height=224, things=(1, 2), kinds={"scene": 1.0})
-        chance, kept = torch.Generator().manual_seed(seed), dict.fromkeys(found, 0)
-        total = 0
-        for sample in (world[index] for index in range(60)):
-            picture = sample.images()[0]
-            crops = [picture.crop((112 * c, 112 * r, 112 * c + 112, 112 * r + 112)) for r in (0, 1) for c in (0, 1)]
-            with torch.no_grad():
-                logits = expert(pixel_values=to_pixels([np.asarray(v) for v in (picture.resize((112, 112)), *crops)])).logits
-            thing = logits[..., :-2].logsumexp(-1) - logits[..., -2]  # against the background
-            tiles = thing[1:].view(2, 2, 14, 14).transpose(1, 2).reshape(28 * 28)
-            guided = compressed(torch.cat([thing[0], tiles]), places, 0.25, 10.0)[196:]
-            own = top_by_group(tiles[None], tile[None], torch.tensor([[49] * 4]))[0]
-            lot = top_by_group(
-                torch.rand(1, 784, generator=chance), torch.zeros(1, 784, dtype=torch.int64), torch.tensor([[196]])
-            )
-            _, visible = sample.masks()
-            for mask in visible:
-                cells = torch.from_numpy(mask).view(28, 8, 28, 8).float().mean((1, 3)).flatten() >= 0.5
-                total += int(cells.sum())
-                for name, stays in (("guided", guided), ("local", own), ("lot", lot[0])):
-                    kept[name] += int((stays & cells).sum())
-            kept["tokens"] += int(guided.sum())
-        for name in ("guided", "local", "lot"):
-            found[name].append(kept[name] / total)
-        found["tokens"].append(kept["tokens"] / 60)
-    guided_, local = mean(found["guided"]), mean(found["local"])
-    return Finding(
-        checks={
-            "at least one point more stays than tile by tile": guided_ >= local + 0.01,
-            "more stays than by lot": guided_ > mean(found["lot"]),
-            "with no more tokens": mean(found["tokens"]) <= 1.02 * 196,
-        },
-        measured={"share of a thing's tokens": guided_, "canvas tokens": mean(found["tokens"])},
-        baseline={"share of a thing's tokens": local, "canvas tokens": 196.0},
-        control={"share of a thing's tokens": mean(found["lot"]), "canvas tokens": 196.0},
-        spread={"share of a thing's tokens": spread(found["guided"])},
-        seeds=lab.seeds,
-        shape="60 scenes of 224 x 224 pixels a seed",
-        note="at temperature 10 few tokens move between tiles unless the thumbnail's sums differ by tens.",
-    )
-
-
-@claim("a quarter of thumbnail and tiles: FLOPs fall with the tokens", kind="cost", paper="table 5")
-def saves(lab: Lab) -> Finding:
-    """On a tiny LLaVA-NeXT with random weights: what the language model is left with."""
-    from tessera.hosts.zoo import tiny
-    from tessera.lab.instruments.exact import prefilled
-
-    made = tiny("llava_next")
-    prompt = made.inputs((1, 1))
-    bare = lab.flops(lambda: made.model(**prompt))
-    with prefilled("llava_next", "globalcom2", {"keep": 0.25}) as (host, sequence):
-        plugged = lab.flops(lambda: host.model(**prompt))
-        left, all_ = int(sequence.stages[0].visual.sum()), int(sequence.visual.sum())
-    return Finding(
-        checks={"at most 35 % of the visual tokens, newlines included": left <= 0.35 * all_, "fewer FLOPs": plugged < bare},
-        measured={"visual tokens": float(left), "MFLOPs": plugged / 1e6},
-        baseline={"visual tokens": float(all_), "MFLOPs": bare / 1e6},
-        shape="6 layers of width 64, 2 prompts",
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """Dropping happens in front of the first layer."""
+        return {"keep": share}

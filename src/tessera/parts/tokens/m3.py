@@ -24,13 +24,11 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import Raster, raster
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 def squares(places: Raster, factor: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,84 +117,7 @@ class M3(HostPart):
         hidden = view.hidden.masked_scatter(view.visual[..., None], tokens)
         return Selection(keep=(~view.visual).masked_scatter(view.visual, stays), hidden=hidden)
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """The smallest squares that leave at most `share` of a large raster."""
-    return {"factor": math.ceil(share**-0.5 - 1e-9)}
-
-
-@claim("squares of one token change no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("m3")
-
-
-@claim("pooling nests: pooled twice by 2 is pooled once by 4", kind="exact", paper="section 3")
-def nests(lab: Lab) -> Finding:
-    """Against transformers' own building block, torch's average pooling, on random tokens of a raster of 8 x 8."""
-    from tessera.hosts.part import Block, Layout
-    from tessera.lab.instruments.exact import same
-
-    tokens = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
-    image = tokens.view(1, 8, 8, 5).permute(0, 3, 1, 2)
-    once, _, _ = squares(raster([[Layout(64, (Block(0, 8, 8),))]]), 2)
-    again, _, _ = squares(raster([[Layout(16, (Block(0, 4, 4),))]]), 2)
-    direct, _, _ = squares(raster([[Layout(64, (Block(0, 8, 8),))]]), 4)
-    two, four = pooled(pooled(tokens, once), again), pooled(tokens, direct)
-    plain = torch.nn.functional.avg_pool2d(image, 4).permute(0, 2, 3, 1).reshape(-1, 5)
-    nesting, parity = float((two - four).abs().max()), float((four - plain).abs().max())
-    return same({"nests": nesting < 1e-6, "is average pooling": parity < 1e-6}, nesting=nesting, pooling=parity)
-
-
-@claim("a model that was trained on all scales reads pooled tokens, one that was not does not", kind="effect", paper="table 2")
-def needs_training(lab: Lab) -> Finding:
-    """The reference model after further steps in which every batch is pooled by 1, 2, 4 or 7 (measured) and after the same steps
-    without pooling (control), both asked with tokens pooled by 4, and as it is with all tokens (baseline)."""
-    from tessera.lab.instruments.trials import SEEING
-    from tessera.lab.instruments.tune import tuned
-    from tessera.lab.lab import mean, spread
-
-    every = [{"m3": {"factor": factor}} for factor in (1, 2, 4, 7)]
-    found: dict[str, list[float]] = {"whole": [], "scales": [], "plain": [], "oracle": [], "fixed": []}
-    nano, processor = lab.reference("nano")
-    for seed in lab.seeds:
-        scales, plain = tuned(lab, every, seed=seed, steps=60), tuned(lab, [{}], seed=seed, steps=60)
-        asked: dict[str, Any] = {"types": SEEING, "n": 240, "seed": seed}
-        at = [lab.evaluate(scales, processor, plug=plug, **asked) for plug in every]
-        right = [[c == "1" for t in result.types.values() for c in t.outcomes if c != " "] for result in at]
-        found["scales"].append(at[2].accuracy)
-        found["plain"].append(lab.evaluate(plain, processor, plug=every[2], **asked).accuracy)
-        found["whole"].append(lab.evaluate(nano, processor, **asked).accuracy)
-        found["fixed"].append(max(sum(outcomes) / len(outcomes) for outcomes in right))
-        found["oracle"].append(sum(any(one) for one in zip(*right, strict=True)) / len(right[0]))
-    return Finding(
-        checks={
-            "10 points above pooling only at the end": mean(found["scales"]) >= mean(found["plain"]) + 0.1,
-            "the best scale for each question is above the best for all": mean(found["oracle"]) > mean(found["fixed"]),
-        },
-        measured={"accuracy": mean(found["scales"]), "best scale for each question": mean(found["oracle"])},
-        baseline={"accuracy": mean(found["whole"]), "best scale for each question": mean(found["fixed"])},
-        control={"accuracy": mean(found["plain"])},
-        spread={"accuracy": spread(found["scales"]), "control accuracy": spread(found["plain"])},
-        seeds=lab.seeds,
-        shape="60 further steps of 16 questions; 240 questions a seed; 4 visual tokens an image instead of 49",
-        note="a short training: the authors train on all scales from the beginning.",
-    )
-
-
-@claim("144 of 576 tokens: what the operations promise is measured", kind="cost", paper="table 7")
-def saves(lab: Lab) -> Finding:
-    """Pooled by 2 in front of the first layer."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "m3", {"factor": 2})
-    return saved.finding(
-        {
-            "at least twice fewer FLOPs": saved.flops >= 2,
-            "at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops,
-        }
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """The smallest squares that leave at most `share` of a large raster."""
+        return {"factor": math.ceil(share**-0.5 - 1e-9)}

@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.reduction import check_layers, check_shares, share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 def evenly(layers: int, stages: int) -> tuple[int, ...]:
@@ -104,77 +102,18 @@ class PyramidDrop(HostPart):
         score = view.probe() if self.config.rank == "next" else view.attention(view.layer - 1)
         return Selection(keep=view.keep_top(score, share(view.sequence.visual.sum(1), kept)))
 
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """Three drops, each to the same share of what is left, so that the mean over layers is `share`; the smallest that
+        stages of equal length can reach is a quarter."""
+        edges = [0, *evenly(layers, 3), layers]
+        lengths = [b - a for a, b in pairwise(edges)]
 
-# Claims
+        def average(ratio: float) -> float:
+            return sum(length * ratio**n for n, length in enumerate(lengths)) / layers
 
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """Three drops, each to the same share of what is left, so that the mean over layers is `share`; the smallest that stages of
-    equal length can reach is a quarter."""
-    edges = [0, *evenly(layers, 3), layers]
-    lengths = [b - a for a, b in pairwise(edges)]
-
-    def average(ratio: float) -> float:
-        return sum(length * ratio**n for n, length in enumerate(lengths)) / layers
-
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if average(middle) > share else (middle, high)
-    return {"keep": (low, low**2, low**3)}
-
-
-@claim("keeping everything changes no bit; a cached answer is the one computed anew", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families, with half of the tokens dropped in the middle for the second."""
-    return lab.hosted("pyramiddrop")
-
-
-@claim("what stays is the plain top half of the last instruction token's attention", kind="exact", paper="section 3.2")
-def top_half(lab: Lab) -> Finding:
-    """Against a loop over the next layer's attention as transformers' eager code reports it, averaged over heads."""
-    import torch
-
-    from tessera.hosts.zoo import tiny
-    from tessera.lab.instruments.exact import best, places, prefilled, same
-
-    made, equal = tiny("llava"), []
-    made.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        attention = made.model(**made.inputs((1, 1)), output_attentions=True).attentions[3].mean(1)
-    with prefilled("llava", "pyramiddrop", {"keep": (0.5,), "layers": (3,)}) as (_, sequence):
-        for row, found in enumerate(places(sequence, 3)):
-            own = sequence.visual[row].nonzero().flatten().tolist()
-            equal.append(found == best(own, attention[row, int(sequence.query[row])], len(own) // 2))
-    return same({"the same tokens, in the same order": all(equal)}, shape="LLaVA with random weights, layer 3, 2 prompts")
-
-
-@claim("dropping from stage to stage costs at most 2 points, by lot it costs more", kind="effect", paper="tables 1, 5")
-def keeps_accuracy(lab: Lab) -> Finding:
-    """The reference model, never trained with it, at 0.5, 0.25, 0.125 of its visual tokens behind a quarter, half and three
-    quarters of its layers; the control drops as many by lot in the same places."""
-    from tessera.lab.instruments.trials import dropping
-
-    keep, places = (0.5, 0.25, 0.125), evenly(lab.reference("nano")[0].config.text_config.num_hidden_layers, 3)
-    trial = dropping(lab, "pyramiddrop", {"keep": keep}, control={"keep": keep, "layers": places})
-    return trial.finding(
-        {"at most 2 points are lost": trial.lost <= 2, "5 points ahead of random dropping": trial.ahead >= 5},
-        more={"points lost": trial.lost, "points ahead of chance": trial.ahead},
-        note="a shallow model may have moved what it needs to the text before the first drop: then chance is enough.",
-    )
-
-
-@claim("three drops save at least 40 % of the language model's operations, and time", kind="cost", paper="table 1")
-def saves(lab: Lab) -> Finding:
-    """At 0.5, 0.25, 0.125 on 576 visual tokens."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "pyramiddrop", {})
-    return saved.finding(
-        {
-            "at least 40 % fewer FLOPs": 1 - 1 / saved.flops >= 0.4,
-            "at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops,
-        },
-        note="FLOPs are counted from the pixels on: the tower, which nothing is saved in, is included.",
-    )
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if average(middle) > share else (middle, high)
+        return {"keep": (low, low**2, low**3)}

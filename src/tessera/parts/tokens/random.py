@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from tessera.config import config
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import check_layers, check_shares, hashed, keep_share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 @part("random", socket="tokens")
@@ -85,66 +83,7 @@ class Random(HostPart):
         score = hashed(view.sequence.visual.cumsum(1), self.config.seed)
         return Selection(keep=keep_share(score, image, view.index, view.visual, kept))
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """Dropping happens in front of the first layer."""
-    return {"keep": (share,)}
-
-
-@claim("keeping everything changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("random")
-
-
-@claim("the choice knows nothing of the image, and another seed chooses otherwise", kind="exact")
-def blind_choice(lab: Lab) -> Finding:
-    """A control that looked at the image would be none."""
-    from tessera.hosts.zoo import tiny
-    from tessera.lab.instruments.exact import places, prefilled, same
-
-    chosen = []
-    for seed in (0, 1):
-        with prefilled("llava", "random", {"keep": (0.25,), "seed": seed}) as (host, sequence):
-            chosen.append(places(sequence, 0))
-            other = {k: v.flip(-1) if v.is_floating_point() else v for k, v in tiny("llava").inputs((1, 1)).items()}
-            host.model(**other)
-            assert host.sequence is not None
-            again = places(host.sequence, 0)
-    return same(
-        {
-            "other images, the same tokens": chosen[-1] == again,
-            "another seed, other tokens": chosen[0] != chosen[1],
-            "a quarter of each image's": [len(row) for row in again] == [16, 16],
-        }
-    )
-
-
-@claim("dropping by lot costs accuracy, the more the less stays", kind="effect")
-def costs_accuracy(lab: Lab) -> Finding:
-    """What every ranking has to beat: nano at a quarter (measured) and at a sixteenth (control) of its tokens."""
-    from tessera.lab.instruments.trials import dropping
-
-    trial = dropping(lab, "random", {"keep": (0.25,)}, control={"keep": (0.0625,)})
-    return trial.finding(
-        {
-            "at a quarter at least 3 points are lost": trial.lost >= 3,
-            "at a sixteenth more is lost than at a quarter": trial.ahead > 0,
-        }
-    )
-
-
-@claim("choosing costs nothing: the time saved is what the FLOPs promise", kind="cost")
-def as_promised(lab: Lab) -> Finding:
-    """At a quarter of 576 tokens; what a ranking costs is measured against this."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "random", {"keep": (0.25,)})
-    return saved.finding(
-        {"at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops},
-        note="hooks and the copying of what stays cost some time that no operation counter sees.",
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """Dropping happens in front of the first layer."""
+        return {"keep": (share,)}

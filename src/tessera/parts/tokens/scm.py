@@ -24,12 +24,10 @@ from torch import Tensor
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
-from tessera.lab.claim import Finding, budget, claim
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 @part("scm", socket="tokens", catalog=298)
@@ -114,6 +112,11 @@ class ScaleCompression(HostPart):
             )
         return found
 
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """The first image is taken for the detail layer; the first two layers read all of it."""
+        return {"keep": max(0.0, min(1.0, (share * layers - 2) / (layers - 2))), "detail": (1,)}
+
 
 def scores(attention: Tensor, detail: Tensor, real: Tensor) -> Tensor:
     """Attention [B, K, K], detail, real [B, K] bool -> [B, K]: what each token gets from the tokens behind the detail layer,
@@ -125,64 +128,3 @@ def scores(attention: Tensor, detail: Tensor, real: Tensor) -> Tensor:
     last = torch.where(detail, places, -1).amax(1, keepdim=True)
     later = ((places > last) & real).to(attention.dtype)
     return torch.einsum("bq,bqk->bk", later, attention) / later.sum(1, keepdim=True).clamp(min=1)
-
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """The first image is taken for the detail layer; the first two layers read all of it."""
-    return {"keep": max(0.0, min(1.0, (share * layers - 2) / (layers - 2))), "detail": (1,)}
-
-
-@claim("keeping everything changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts that tile images, and on one that is told what the detail layer is."""
-    return lab.hosted("scm", ("llava_next", "llava", "qwen2_5_vl"))
-
-
-@claim("a token's score is what later tokens give it, as a loop has it", kind="exact", paper="equation 2")
-def scores_like_a_loop(lab: Lab) -> Finding:
-    """Random attention, two rows whose detail layers differ in length, one of them padded."""
-    from tessera.lab.instruments.exact import same
-
-    attention = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(0)).tril()
-    detail = torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0, 0]]).bool()
-    real = torch.tensor([[1] * 9, [0, 1, 1, 1, 1, 1, 1, 1, 1]]).bool()
-    found, worst = scores(attention, detail, real), 0.0
-    for row in range(2):
-        last = max(k for k in range(9) if detail[row, k])
-        later = [q for q in range(last + 1, 9) if real[row, q]]
-        for key in range(9):
-            wanted = sum(float(attention[row, q, key]) for q in later) / len(later)
-            worst = max(worst, abs(float(found[row, key]) - wanted))
-    return same({"equal to a millionth": worst < 1e-6}, score=worst)
-
-
-@claim("half of the detail tokens cost at most one point", kind="effect", paper="table 5")
-def keeps_accuracy(lab: Lab) -> Finding:
-    """The reference model, whose single image is taken for the detail layer; the control drops half by lot at the same layer."""
-    from tessera.lab.instruments.trials import dropping
-
-    trial = dropping(lab, "scm", {"detail": (1,)}, control={"keep": (0.5,), "layers": (2,)})
-    return trial.finding(
-        {"at most one point is lost": trial.lost <= 1, "more accurate than random dropping": trial.ahead > 0},
-        more={"points lost": trial.lost},
-        note="only the question stands behind the detail layer here: there are no other views whose attention could be averaged.",
-    )
-
-
-@claim("half of the tokens from the third layer on: what the operations promise is measured", kind="cost")
-def saves(lab: Lab) -> Finding:
-    """576 visual tokens of one image, all of them detail."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "scm", {"detail": (1,)})
-    return saved.finding(
-        {
-            "fewer FLOPs": saved.flops > 1.2,
-            "at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops,
-        },
-        note="the second layer's whole attention is written down to be averaged, which a fused kernel would not do.",
-    )

@@ -20,14 +20,12 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.hosts.part import HostPart, LayerView, Positions, Selection
-from tessera.lab.claim import Finding, budget, claim
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import check_layers, check_shares, dispersed, keep_share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 
 def order(row: Tensor, column: Tensor) -> Tensor:
@@ -96,49 +94,7 @@ class Uniform(HostPart):
             score = order(torch.zeros_like(place), place)
         return Selection(keep=keep_share(score, image, view.index, view.visual, kept))
 
-
-# Claims
-
-
-@budget
-def at(share: float, layers: int) -> dict[str, Any]:
-    """Dropping happens in front of the first layer."""
-    return {"keep": (share,)}
-
-
-@claim("keeping everything changes no bit", kind="exact")
-def identity(lab: Lab) -> Finding:
-    """On tiny hosts of several families."""
-    return lab.hosted("uniform")
-
-
-@claim("at a quarter every second row and column stays", kind="exact")
-def lattice(lab: Lab) -> Finding:
-    """On a host with a raster of 8 x 8."""
-    from tessera.lab.instruments.exact import places, prefilled, same
-
-    wanted = [8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2)]
-    with prefilled("llava", "uniform", {"keep": (0.25,)}) as (_, sequence):
-        found = [[place - int(sequence.visual[row].nonzero()[0]) for place in own] for row, own in enumerate(places(sequence, 0))]
-    return same({"rows and columns 0, 2, 4, 6": found == [wanted, wanted]})
-
-
-@claim("spread evenly, tokens say more than the same number by lot", kind="effect")
-def beats_chance(lab: Lab) -> Finding:
-    """The reference model at a quarter of its tokens: no gaps are left, so every thing is touched by some token."""
-    from tessera.lab.instruments.trials import dropping
-
-    trial = dropping(lab, "uniform", {"keep": (0.25,)}, control={"keep": (0.25,)})
-    return trial.finding({"more accurate than random dropping": trial.ahead > 0})
-
-
-@claim("choosing costs nothing: the time saved is what the FLOPs promise", kind="cost")
-def as_promised(lab: Lab) -> Finding:
-    """At a quarter of 576 tokens; what a ranking costs is measured against this."""
-    from tessera.lab.instruments.trials import prefill
-
-    saved = prefill(lab, "uniform", {"keep": (0.25,)})
-    return saved.finding(
-        {"at least 80 % of the promised ratio is measured": saved.time.median >= 0.8 * saved.flops},
-        note="hooks and the copying of what stays cost some time that no operation counter sees.",
-    )
+    @classmethod
+    def budget(cls, share: float, layers: int) -> dict[str, Any]:
+        """Dropping happens in front of the first layer."""
+        return {"keep": (share,)}

@@ -30,13 +30,11 @@ from tessera.config import config, to_dict
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.part import HostPart
 from tessera.io import atomic_folder
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
 from tessera.training.tuning import Tuning
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.lab.lab import Lab
 
 WEIGHTS, OPTIONS = "adapters.safetensors", "adapters.json"
 FACTORS = ("visual_down", "visual_up", "text_down", "text_up")
@@ -275,137 +273,3 @@ class Arcana(HostPart, Tuning):
             save_file({name: t.detach().cpu().contiguous() for name, t in self.pairs.state_dict().items()}, temporary / WEIGHTS)
             (temporary / OPTIONS).write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
         return Path(folder)
-
-
-# Claims
-
-
-def _composed(seed: int = 0) -> tuple[Any, dict[str, Tensor]]:
-    """A tiny model of a LLaVA's form with an image and a text in one row, and text alone in another."""
-    from tessera.hosts.zoo import tiny
-
-    made = tiny("llava")
-    return made.model, dict(made.inputs((1, 1)))
-
-
-@claim("at the start nothing changes, in any host", kind="exact", paper="section 3.2")
-def starts_as_the_host(lab: Lab) -> Finding:
-    """See `Lab.hosted`."""
-    return lab.hosted("arcana", ("llava", "qwen2_5_vl", "gemma3"))
-
-
-@claim("every linear layer adds its modality's product, token by token", kind="exact", paper="equation 4")
-def equals_token_by_token(lab: Lab) -> Finding:
-    """One layer with random factors against loops over tokens; gradients of visual factors on text alone; what merging keeps."""
-    torch.manual_seed(0)
-    linear, x = nn.Linear(12, 8), torch.randn(2, 9, 12)
-    visual = torch.rand(2, 9) < 0.5
-    pair = Pair(linear, (3, 5), 2.0, 0.0)
-    pair.start(torch.Generator().manual_seed(1), 0.3)
-    with torch.no_grad():
-        found = linear(x) + pair(x.flatten(0, 1), visual.flatten()).view(2, 9, 8)
-        apart = 0.0
-        for b in range(2):
-            for k in range(9):
-                name = "visual" if visual[b, k] else "text"
-                down, up = getattr(pair, f"{name}_down"), getattr(pair, f"{name}_up")
-                wanted = linear.weight @ x[b, k] + linear.bias + 2.0 * (up @ (down @ x[b, k]))
-                apart = max(apart, float((found[b, k] - wanted).abs().max()))
-    pair(x.flatten(0, 1), None).square().sum().backward()
-    silent = [float(p.grad.abs().max()) for p in (pair.visual_down, pair.visual_up) if p.grad is not None]
-    loud = float(pair.text_up.grad.abs().max()) if pair.text_up.grad is not None else 0.0
-    pair.fold(linear)
-    with torch.no_grad():
-        merged = linear(x) + pair(x.flatten(0, 1), visual.flatten()).view(2, 9, 8)
-        text = pair(x.flatten(0, 1), torch.zeros(18, dtype=torch.bool))
-    return Finding(
-        checks={
-            "token by token to 1e-5": apart <= 1e-5,
-            "visual factors have gradients of exactly zero on text alone": silent == [0.0, 0.0] and loud > 0,
-            "merged to 1e-5": float((merged - found).abs().max()) <= 1e-5,
-            "once merged, text costs nothing": not bool(text.any()),
-        },
-        measured={"differs by": apart, "merged differs by": float((merged - found).abs().max())},
-        shape="18 tokens, 12 -> 8, ranks 3 and 5",
-    )
-
-
-RANKS = {"rank_visual": 8, "rank_text": 24, "dropout": 0.0}
-
-
-@claim("one adapter for each modality learns more than one for all", kind="effect", paper="table 5")
-def learns_more_than_one_adapter(lab: Lab) -> Finding:
-    """Pictures in thick fog, where the reference model is right half as often: adapters of one budget of rank, tuned for a while.
-    (Names that it had never been told, which is what they were first asked to learn, none of the adapters learned any of in as
-    many steps.)"""
-    from tessera.lab.instruments.further import adapters, learned, means
-    from tessera.lab.lab import spread
-
-    types = ("existence", "position", "attribute", "at", "category", "relation")
-    new = {"kinds": {"scene": 1.0}, "corruption": "fog", "strength": 5}
-
-    def numbers(model: Any, processor: Any, seed: int, plug: Any = None) -> dict[str, float]:
-        return {
-            f"accuracy on {what}": lab.evaluate(model, processor, types=types, n=240, seed=seed, world=world, plug=plug).accuracy
-            for what, world in (("foggy pictures", new), ("clear pictures", {"kinds": {"scene": 1.0}}))
-        }
-
-    def tuned(seed: int, mask: str) -> dict[str, float]:
-        options = {"kind": "arcana", **RANKS, "mask": mask, "seed": seed}
-        model, processor = learned(lab, tuning=options, world=new, seed=seed, train={"tuning": 1.0}, rate=2e-3)
-        return numbers(model, processor, seed, {"arcana": {"adapters": adapters(model)}})
-
-    runs = {mask: [tuned(s, mask) for s in lab.seeds] for mask in ("modality", "shared", "random")}
-    ours, plain, lot = (means(runs[mask]) for mask in ("modality", "shared", "random"))
-    before = means([numbers(*lab.reference("nano"), s) for s in lab.seeds])
-    key, old = "accuracy on foggy pictures", "accuracy on clear pictures"
-    return Finding(
-        checks={
-            "better in fog than before tuning": ours[key] > before[key],
-            "better in fog than plain LoRA of the same rank": ours[key] > plain[key],
-            "clear pictures suffer no more than by plain LoRA": ours[old] >= plain[old],
-            "tokens sent by lot do worse": lot[key] < ours[key],
-        },
-        measured={**ours, **{f"plain LoRA: {k}": v for k, v in plain.items()}},
-        baseline=before,
-        control=lot,
-        seeds=lab.seeds,
-        spread={name: spread([x[name] for x in runs["modality"]]) for name in ours},
-        shape="ranks 8 and 24 against 32, 40 steps of 8 images, 240 questions",
-        note="Every token meets a smaller rank than in plain LoRA, so in few steps on one task the shared one may learn faster.",
-    )
-
-
-@claim("a token pays for its own adapter alone, and a generated one for none once merged", kind="cost")
-def costs_one_branch(lab: Lab) -> Finding:
-    """FLOPs that adapters add to a prefill, against plain LoRA of both ranks together; what is left of them after merging."""
-    from tessera.hosts.plug import plug
-
-    model, inputs = _composed()
-    added, size = {}, {}
-    bare = lab.flops(lambda: model(**inputs))
-    for mask in ("modality", "shared"):
-        tuning = Arcana(Arcana.Config(rank_visual=16, rank_text=16, mask=mask))
-        with plug(model, tuning):
-            added[mask] = lab.flops(lambda: model(**inputs)) - bare
-            assert tuning.pairs is not None
-            size[mask] = sum(p.numel() for p in tuning.pairs.parameters())
-    linear, x = nn.Linear(256, 256), torch.randn(64, 256)
-    pair = Pair(linear, (16, 16), 2.0, 0.0)
-    with torch.no_grad():
-        before = lab.flops(lambda: pair(x, None))
-        pair.fold(linear)
-        after = lab.flops(lambda: pair(x, None))
-    return Finding(
-        checks={
-            "as many parameters as plain LoRA": size["modality"] == size["shared"],
-            "half of its added FLOPs where ranks are equal": abs(added["modality"] / added["shared"] - 0.5) <= 0.02,
-            "none on text once merged": after == 0 < before,
-        },
-        measured={
-            "added FLOPs, share of plain LoRA's": added["modality"] / added["shared"],
-            "parameters": float(size["modality"]),
-        },
-        baseline={"FLOPs of the bare host": float(bare)},
-        shape="6 layers of width 64, ranks 16 and 16",
-    )

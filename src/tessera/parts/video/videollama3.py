@@ -14,7 +14,7 @@ Shapes: F frames, n visual tokens of a frame, P pixel values under a token.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,7 @@ from torch import Tensor
 from tessera.config import config
 from tessera.hosts.clips import ClipPart
 from tessera.hosts.part import Positions
-from tessera.lab.claim import Finding, claim
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
 
 
 def changed(clip: Tensor, threshold: float, least: int = 1) -> Tensor:
@@ -79,113 +75,3 @@ class DiffFP(ClipPart):
     def stays(self, clip: Tensor) -> Tensor:
         """See `changed`."""
         return changed(clip, self.config.threshold, self.config.least)
-
-
-# What the paper promises
-
-
-@claim("the mask is that of a naive reading and of transformers' own, bit for bit", kind="exact", paper="section 2.2")
-def is_its_rule(lab: Lab) -> Finding:
-    """Random videos whose tokens partly repeat, against token-by-token sums, and against the video processor of transformers'
-    VideoLLaMA3 where torchvision, which that needs, is installed."""
-    checks: dict[str, bool] = {}
-    random = torch.Generator().manual_seed(0)
-    naive, theirs = True, True
-    for frames, rows, columns, size in ((2, 3, 4, 12), (5, 4, 6, 27), (8, 7, 7, 48)):
-        clip = torch.randn(frames, rows * columns, size, generator=random)
-        for t in range(1, frames):
-            same = torch.rand(rows * columns, generator=random) < (1.0 if t % 4 == 3 else 0.6)
-            clip[t, same] = clip[t - 1, same] + torch.randn(int(same.sum()), 1, generator=random) * 5e-4
-        found = changed(clip, 0.1)
-        naive &= torch.equal(found, _naive(clip, 0.1))
-        official = _official()
-        if official is not None:
-            # Their pixels are [patches, values]; a merge size of 1 makes every patch a token.
-            grid = torch.tensor([[frames, rows, columns]])
-            theirs &= torch.equal(found.flatten(), official(None, clip.flatten(0, 1), grid, torch.tensor([1])))
-    checks["naive reading"] = naive
-    if _official() is not None:
-        checks["transformers' own"] = theirs
-    return Finding(checks=checks, shape="3 videos of 2 to 8 frames and 12 to 49 tokens, float32")
-
-
-def _naive(clip: Tensor, threshold: float) -> Tensor:
-    stay = torch.zeros(clip.shape[:2], dtype=torch.bool)
-    for t, frame in enumerate(clip):
-        for token, pixels in enumerate(frame):
-            stay[t, token] = t == 0 or float((pixels - clip[t - 1, token]).abs().mean() * 255) > threshold
-        if not bool(stay[t].any()):
-            stay[t, 0] = True
-    return stay
-
-
-def _official() -> Any:
-    """The mask of transformers' video processor, None without torchvision."""
-    try:
-        from transformers.models.video_llama_3.video_processing_video_llama_3 import VideoLlama3VideoProcessor
-    except ImportError:
-        return None
-    return VideoLlama3VideoProcessor._get_compression_mask
-
-
-@claim("set to keep everything it changes no bit of a host", kind="exact")
-def changes_nothing_when_idle(lab: Lab) -> Finding:
-    """Identity, cache and undoing on tiny models, with two images in every prompt."""
-    return lab.hosted("videollama3", ("llava", "qwen2_5_vl", "video_llama_3"))
-
-
-FRAMES, QUESTIONS = 8, 200
-"""Frames of the clips, and questions about them per seed."""
-
-
-@claim("most of a clip's tokens go, and what happened is still known", kind="effect", paper="section 2.2, tables 6 and 7")
-def keeps_events(lab: Lab) -> Finding:
-    """Questions about what moved, appeared, vanished and swapped places, about clips over a still background, against the whole
-    clip; control: as many tokens dropped by chance from every frame. Seeds choose the clips."""
-    from tessera.lab.lab import mean, spread
-
-    model, processor = lab.reference("nano")
-    world = {"kinds": {"clip": 1.0}, "frames": (FRAMES, FRAMES)}
-    side = int(model.tokens_per_image**0.5)
-    kept = _kept(lab, FRAMES, side)
-    ways: dict[str, Any] = {"whole": None, "pruned": {"videollama3": {}}, "random": {"random": {"keep": (kept,)}}}
-    results = {
-        way: [
-            lab.evaluate(model, processor, types=("order",), n=QUESTIONS, seed=seed, world=world, plug=plug).accuracy
-            for seed in lab.seeds
-        ]
-        for way, plug in ways.items()
-    }
-    accuracy = {way: mean(found) for way, found in results.items()}
-    blind = lab.evaluate(model, processor, types=("order",), n=QUESTIONS, world=world, blind=True).accuracy
-    return Finding(
-        checks={
-            "70 % of the tokens go": kept <= 0.30,
-            "at most 1 point lost": accuracy["pruned"] >= accuracy["whole"] - 0.01,
-            "5 points above random dropping": accuracy["pruned"] >= accuracy["random"] + 0.05,
-        },
-        measured={"accuracy": accuracy["pruned"], "tokens kept": kept},
-        baseline={"whole clip": accuracy["whole"], "blind": blind},
-        control={"random dropping": accuracy["random"]},
-        seeds=lab.seeds,
-        spread={way: spread(found) for way, found in results.items()},
-        shape=f"clips of {FRAMES} frames of {side} x {side} tokens, {QUESTIONS} questions a seed",
-        note="The reference model has learned from clips of 3 and 4 frames; on longer ones it has less to lose.",
-    )
-
-
-def _kept(lab: Lab, frames: int, side: int, samples: int = 60) -> float:
-    """Share of the tokens of the world's clips that stay, as a model of side x side tokens sees them."""
-    import numpy as np
-
-    from tessera.hosts.clips import squares
-    from tessera.hosts.part import Block, Layout
-    from tessera.training.dense import to_pixels
-
-    world, layout = lab.world(), Layout(side * side, (Block(0, side, side),))
-    shares = []
-    for index in range(samples):
-        images = world.sample(index, "clip", frames).images()
-        clip = torch.stack([squares(image, layout) for image in to_pixels([np.asarray(image) for image in images])])
-        shares.append(float(changed(clip, 0.1).float().mean()))
-    return sum(shares) / len(shares)

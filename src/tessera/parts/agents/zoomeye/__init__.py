@@ -16,23 +16,20 @@ Shapes: regions are (x, y, width, height) in whole pixels of the picture, boxes 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
 from tessera.config import config
 from tessera.hosts.pixels import UnitBox, View
-from tessera.lab.claim import Finding, claim
 from tessera.parts.agents.zoomeye.crops import crop_box, framed, merged, side_by_side, squared, union, unit
 from tessera.parts.agents.zoomeye.tree import Confidence, Kind, Node, depth_of, grow, search_all, weight
 from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.agent import Seer
-    from tessera.lab.lab import Lab
 
 PRONOUNS = re.compile(
     r"\b(i|me|my|mine|you|your|yours|he|him|his|she|hers?|its?|we|us|ours?|they|them|theirs?|th(is|at|ese|ose)|who|whom|whose"
@@ -284,188 +281,3 @@ def speaks_of_others(cue: str) -> bool:
 def singular(words: str) -> str:
     """Without a plural's s."""
     return words.removesuffix("s")
-
-
-# Claims
-
-
-@claim("an oracle finds a 256th of the picture in at most 1 + 4 x depth visits", kind="exact", paper="algorithm 1")
-def finds_quickly(lab: Lab) -> Finding:
-    """200 random pictures and targets; confidence says whether a region holds the target's middle."""
-    import random
-
-    agent, worst, missed = ZoomEye(ZoomEye.Config(patience=99)), 0.0, 0
-    for seed in range(200):
-        rng = random.Random(seed)
-        width, height = rng.randrange(1800, 3000), rng.randrange(1800, 3000)
-        x, y = rng.randrange(width), rng.randrange(height)
-
-        def oracle(node: Node, kind: Kind, about: str, x: int = x, y: int = y, area: float = width * height / 256) -> float:
-            left, top, wide, high = node.region
-            inside = left <= x < left + wide and top <= y < top + high
-            return 1.0 if inside and (kind != "answering" or wide * high <= area) else -1.0
-
-        root = grow((width, height), 112)
-        found = agent.search(root, "q", "thing", oracle)
-        missed += len(found.nodes) != 1 or oracle(found.nodes[0], "answering", "q") < 1
-        worst = max(worst, found.pops / (1 + 4 * depth_of(root)))
-    return Finding(
-        checks={"found in all 200": missed == 0, "within 1 + 4 x depth visits": worst <= 1},
-        measured={"most visits as a share of 1 + 4 x depth": worst},
-        shape="pictures of 1800 to 3000 pixels a side, whose trees, with leaves below 112, are five levels deep",
-    )
-
-
-@claim(
-    "a node's priority is b + (1 - b) d^2 / D^2 of existence and the rest of the latent confidence", kind="exact", paper="eq. 3"
-)
-def weighs_as_written(lab: Lab) -> Finding:
-    """The weights of all depths of trees of up to 6 levels at several b."""
-    from tessera.lab.instruments.exact import same
-
-    worst = max(
-        abs(weight(depth, deepest, bias) - ((1 - bias) / deepest**2 * depth**2 + bias))
-        for bias in (0.0, 0.2, 0.6, 1.0)
-        for deepest in range(1, 7)
-        for depth in range(deepest + 1)
-    )
-    return same({"equal to a millionth": worst < 1e-6}, weight=worst)
-
-
-PICTURES = 30
-"""Pictures that are searched, per seed."""
-
-
-@claim("in pictures of eight times its resolution a small model sees what one glance misses", kind="effect", paper="tables 1, 2")
-def zooms_in(lab: Lab) -> Finding:
-    """A scene of one thing fills an eighth of the side of an otherwise empty picture of 896 pixels. The reference model, taught
-    in some steps to say whether a view holds anything at all (the latent confidence, which larger models have from common sense),
-    is asked about the thing's kind or look: from the picture as a whole (baseline), from what the search found (measured), and
-    from what the same search finds when the confidences are drawn by lot (control). Without those steps, as it first was, it is
-    right in 47 % (one glance 38, by lot 40): where it cannot see the thing it is equally sure everywhere that it is not there."""
-    import random
-
-    from tessera.hosts.agent import SessionSeer
-    from tessera.hosts.session import OwnSession
-    from tessera.lab.instruments.tune import tuned
-    from tessera.lab.lab import mean, spread
-    from tessera.world.questions.phrasing import article
-
-    _, processor = lab.reference("nano")
-    agent = ZoomEye(ZoomEye.Config(threshold=0.6, background=GROUND))
-    right: dict[str, list[float]] = {"measured": [], "baseline": [], "control": []}
-    calls, visits = list[float](), list[float]()
-    for seed in lab.seeds:
-        model = tuned(lab, [{}], rows=glimpses, seed=seed, steps=60)
-        seer = SessionSeer(OwnSession(model, processor), ("yes", "no"), size=112, max_new_tokens=8)
-        tally = dict.fromkeys(right, 0)
-        for picture, name, question, answer in _far_away(lab, seed, PICTURES):
-            lot = random.Random(f"{seed} {name} {question}")
-
-            @cache
-            def sure(node: Node, asked: str, picture: Image.Image = picture, seer: SessionSeer = seer) -> float:
-                return 2 * seer.yes([view.image for view in agent.look(picture, [node], seer.size)], asked) - 1
-
-            def asks(node: Node, kind: Kind, about: str, name: str = name, sure: Callable[[Node, str], float] = sure) -> float:
-                return sure(node, LATENT if kind == "latent" else f"Is there {article(name)} {name}?")
-
-            def chance(node: Node, kind: Kind, about: str, lot: random.Random = lot) -> float:
-                return lot.uniform(-1, 1)
-
-            before = seer.calls
-            for which, confidence in (("measured", asks), ("control", chance)):
-                found = agent.search(grow(picture.size, seer.size), question, name, confidence)
-                views = agent.look(picture, found.nodes[:1], seer.size)
-                said = seer.ask([view.image for view in views], question)
-                tally[which] += said == answer
-                if which == "measured":
-                    calls.append(seer.calls - before)
-                    visits.append(found.pops)
-            tally["baseline"] += seer.ask([picture.resize((112, 112))], question) == answer
-        for which, count in tally.items():
-            right[which].append(count / PICTURES)
-    gain = mean(right["measured"]) - mean(right["baseline"])
-    return Finding(
-        checks={
-            "20 points above one glance": gain >= 0.2,
-            "above the search by lot": mean(right["measured"]) > mean(right["control"]),
-        },
-        measured={"accuracy": mean(right["measured"]), "calls of the model": mean(calls), "visits": mean(visits)},
-        baseline={"accuracy": mean(right["baseline"]), "calls of the model": 1.0},
-        control={"accuracy": mean(right["control"])},
-        spread={"accuracy": spread(right["measured"]), "control accuracy": spread(right["control"])},
-        seeds=lab.seeds,
-        shape=f"{PICTURES} pictures of 896 x 896 pixels a seed, things of 10 to 40 pixels, a model that reads 112",
-        note="Whether the question can be answered from a region is asked as whether the thing is there.",
-    )
-
-
-GROUND, LATENT = (210, 210, 210), "Is there an object?"
-"""Colour of what is empty; how the reference model is asked whether a view holds anything."""
-
-
-def glimpses(seed: int, step: int, count: int) -> list[Any]:
-    """Rows for training: half are questions about scenes; half ask whether a view of 1 to 8 times the model's resolution holds
-    anything, of which every second one shows a scene of one thing somewhere."""
-    from tessera.lab.instruments.tune import world_rows
-    from tessera.world import World
-    from tessera.world.rng import Rng
-
-    world, rows = World(split="train", kinds={"scene": 1.0}, things=(1, 1)), list[Any](world_rows(seed, step, count // 2))
-    for number in range(count - count // 2):
-        index = 30_000_000 * (seed + 1) + step * count + number
-        rng = Rng("glimpse", index)
-        side = 112 * 2 ** rng.below(4)
-        view = Image.new("RGB", (side, side), GROUND)
-        if number % 2:
-            view.paste(world[index].images()[0], (rng.below(side - 111), rng.below(side - 111)))
-        rows.append(([view], LATENT, "yes" if number % 2 else "no"))
-    return rows
-
-
-def _far_away(lab: Lab, seed: int, count: int) -> list[tuple[Image.Image, str, str, str]]:
-    """(picture, name of a thing, question about the whole scene whose answer its kind is, answer)."""
-    world = lab.world(seed=seed, things=(1, 1), kinds={"scene": 1.0})
-    found: list[tuple[Image.Image, str, str, str]] = []
-    index = 0
-    while len(found) < count:
-        sample = world[index]
-        index += 1
-        questions = [q for q in sample.questions(("category", "attribute")) if q.form == "open"]
-        if not questions or len(sample.truth()) != 1:
-            continue
-        scene = sample.images()[0]
-        picture = Image.new("RGB", (896, 896), GROUND)
-        picture.paste(scene, (112 * (index * 5 % 8), 112 * (index * 3 % 8)))
-        found.append((picture, sample.truth()[0].name, questions[0].text, questions[0].answer))
-    return found
-
-
-@claim(
-    "a search costs calls of the model, at most four for every visit and twice as many confidences", kind="cost", paper="table 5"
-)
-def costs_calls(lab: Lab) -> Finding:
-    """The tree of 896 x 896 pixels, confidences by lot: what a search that finds nothing early costs."""
-    import random
-
-    from tessera.lab.lab import mean, spread
-
-    agent, asked, pops = ZoomEye(ZoomEye.Config()), list[float](), list[float]()
-    for seed in range(50):
-        rng, count = random.Random(seed), 0
-
-        def chance(node: Node, kind: Kind, about: str, rng: random.Random = rng) -> float:
-            nonlocal count
-            count += 1
-            return rng.uniform(-1, 0.5)
-
-        found = agent.search(grow((896, 896), 112), "q", "thing", chance)
-        asked.append(count)
-        pops.append(found.pops)
-    return Finding(
-        checks={"at most 9 calls a visit": all(a <= 9 * p for a, p in zip(asked, pops, strict=True))},
-        measured={"calls of the model": mean(asked), "visits": mean(pops)},
-        baseline={"calls of the model": 1.0},
-        spread={"calls of the model": spread(asked), "visits": spread(pops)},
-        shape="50 searches of a tree of 4 levels",
-    )

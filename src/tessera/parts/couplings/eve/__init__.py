@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from tessera.config import config
-from tessera.lab.claim import Finding, claim
 from tessera.models import parts as part_specs
 from tessera.models.coupling import Coupling, Pass, decoder_layers, hidden_of
 from tessera.nn import initialise
@@ -36,9 +35,6 @@ from tessera.registry import part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tessera.lab.lab import Lab
-    from tessera.recipes.recipe import Recipe
 
 
 @part("eve", socket="couplings", catalog=127)
@@ -175,113 +171,3 @@ TINY: dict[str, Any] = {
     "kind": "eve", "image_size": 32, "patch_size": 4, "width": 16, "heads": 2, "every": 2,
     "teacher": {"kind": "conv_vit", "image_size": 32, "patch_size": 8, "width": 24, "depth": 1, "heads": 2},
 }  # fmt: skip
-
-
-@claim("patch embedding and patch aligning are what their equations say", kind="exact", paper="section 3.1, equations 1 to 3")
-def equals_loops(lab: Lab) -> Finding:
-    """Against loops over windows, heads and tokens on random weights (the released modules differ from ours by 2e-7 at most on
-    shared weights); a model without its teacher against the one with it; packing, batching and caching."""
-    from tessera.lab.instruments.couplings import consistent, pictures, prefix, tiny
-    from tessera.parts.couplings.eve.loops import looped_aligning, looped_embedding
-
-    torch.manual_seed(0)
-    embedding, aligning = PatchEmbedding(16, 4, 2, 2).double(), PatchAligning(8, 12, 3, 2).double()
-    init.normal_(embedding.class_token)
-    init.normal_(embedding.row_end)
-    pixels, levels = torch.randn(2, 3, 16, 24, dtype=torch.float64), [torch.randn(5, 8, dtype=torch.float64) for _ in range(3)]
-    taught = tiny(TINY)
-    plain = tiny({**TINY, "teacher": None}, seed=1)
-    plain.sockets()["coupling"].load_state_dict(taught.sockets()["coupling"].state_dict())
-    plain.sockets()["language_model"].load_state_dict(taught.sockets()["language_model"].state_dict())
-    ids = torch.tensor([[*prefix(plain, 2), 6, 20, 7]])
-    with torch.no_grad():
-        embedded = float((embedding(pixels) - looped_embedding(embedding, pixels)).abs().max())
-        aligned = float((aligning(levels) - looped_aligning(aligning, levels)).abs().max())
-        same = torch.equal(taught(ids, pictures(2)).logits, plain(ids, pictures(2)).logits)
-    together = consistent(taught)
-    return Finding(
-        checks={
-            "patch embedding within 1e-9": embedded <= 1e-9,
-            "patch aligning within 1e-9": aligned <= 1e-9,
-            "without the teacher the answers are the same, bit for bit": same,
-            "packing, batching and caching change nothing": max(together.values()) <= 1e-5,
-        },
-        measured={"embeddings differ by": embedded, "aligned features differ by": aligned, **together},
-        shape="width 16, 2 x 3 windows; width 8, 3 levels; float64, random weights",
-    )
-
-
-@claim("a teacher's patch features help a language model without an encoder to see", kind="effect", paper="section 4.3, figure 5")
-def aligning_helps(lab: Lab) -> Finding:
-    """From the reference language model, which knows other tokens: first the patch embedding alone, then everything, with the
-    object expert as teacher, against the same without a teacher. Controls: a teacher with random weights; the pictures of
-    other samples, without which a little more of what is blind would count as sight."""
-    from tessera.lab.instruments.couplings import accuracy, bridged
-    from tessera.lab.lab import mean, spread
-    from tessera.recipes.object_expert import ENCODER
-
-    def taught(teacher: bool, knows: bool) -> Recipe:
-        spec = {"kind": "eve", "width": 192, "heads": 4, "teacher": dict(ENCODER) if teacher else None}
-        return bridged(
-            spec,
-            [{"coupling": 1.0}, {"coupling": 1.0, "language_model": 1.0}],
-            steps=80,
-            start={"language_model": "nano"} | ({"teacher": "object-expert"} if knows else {}),
-            parts={"encoders": None, "experts": None, "tokens": None, "connector": None},
-        )
-
-    trained = {
-        name: [lab.train(taught(*options), seed=seed) for seed in lab.seeds]
-        for name, options in (("teacher", (True, True)), ("none", (False, False)), ("random", (True, False)))
-    }
-    found = {name: [accuracy(lab, pair) for pair in pairs] for name, pairs in trained.items()}
-    found["strange"] = [accuracy(lab, pair, others=True) for pair in trained["teacher"]]
-    means = {name: mean(values) for name, values in found.items()}
-    return Finding(
-        checks={
-            "ahead of no teacher by more than the spread": means["teacher"] - means["none"] > spread(found["none"]),
-            "ahead of a random teacher by more than the spread": means["teacher"] - means["random"] > spread(found["random"]),
-            "5 points above itself with other pictures": means["teacher"] - means["strange"] >= 0.05,
-        },
-        measured={"accuracy": means["teacher"]},
-        baseline={"accuracy without a teacher": means["none"]},
-        control={"accuracy with a random teacher": means["random"], "accuracy with other pictures": means["strange"]},
-        seeds=lab.seeds,
-        spread={name: spread(values) for name, values in found.items()},
-        shape="40 + 40 steps of 24 samples; 240 questions of 4 types about 1 to 3 things",
-        note="Where it fails: EVE sees 35 million images, this training 1,920; learning to see at all takes longer.",
-    )
-
-
-@claim("pixels cost a fraction of what encoders and projector do", kind="cost", paper="section 1, table 1")
-def light_front(lab: Lab) -> Finding:
-    """FLOPs, parameters and time from pixels to the language model's width, against the towers and the connector of the reference
-    model; random weights."""
-    from tessera.lab.instruments.couplings import nano_model
-    from tessera.models.composed import TesseraModel
-    from tessera.models.configuration import TesseraConfig
-
-    def front(model: dict[str, Any]) -> tuple[Any, int]:
-        model["text_config"]["vocab_size"] = 512
-        built: Any = TesseraModel._from_config(TesseraConfig(**model), attn_implementation="eager").eval().requires_grad_(False)
-        language = sum(p.numel() for p in built.language_model.parameters())
-        return built, sum(p.numel() for p in built.parameters()) - language
-
-    gone = {"encoders": None, "experts": None, "tokens": None, "connector": None}
-    mine, few = front(nano_model({"kind": "eve", "width": 192, "heads": 4}, **gone))
-    theirs, many = front(nano_model({"kind": "prefix"}))
-    pixels = torch.zeros(8, 3, 112, 112)
-    with torch.no_grad():
-        ratio = lab.timing(lambda: theirs.get_image_features(pixels), lambda: mine.get_image_features(pixels))
-    light, heavy = (lab.flops(lambda m=m: m.get_image_features(pixels)) for m in (mine, theirs))  # type: ignore[misc]
-    return Finding(
-        checks={"a tenth of the FLOPs at most": light <= 0.1 * heavy, "fewer parameters": few < many, "faster": ratio.median > 1},
-        measured={
-            "FLOPs over encoders": light / heavy,
-            "parameters": few,
-            "times as fast": ratio.median,
-            "tokens per image": mine.tokens_per_image,
-        },
-        baseline={"parameters": many, "tokens per image": theirs.tokens_per_image},
-        shape=f"8 images of 112 pixels, {lab.shape()}",
-    )

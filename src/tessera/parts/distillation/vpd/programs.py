@@ -10,7 +10,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,7 +79,6 @@ class Proposer(Protocol):
         ...
 
 
-Choose = Callable[[str, Sequence[str]], str]
 """(the production that the words mean, all of its kind) -> the one that is taken."""
 _PROGRAMS: Mapping[str, str] = {
     "exists": "a = find({name})|answer = [exists](a)",

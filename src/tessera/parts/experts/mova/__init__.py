@@ -32,13 +32,8 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.nn import initialise
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid, resample
-from tessera.parts.experts.mova.claims import is_its_equation, routes_by_question, skips_experts
 from tessera.parts.experts.mova.layers import PlacedAttention, Reader, RegBlock, SwiGLU
 from tessera.registry import part
-
-__all__ = [
-    "AdapterBlock", "MoVA", "Router", "is_its_equation", "router_loss", "routes_by_question", "routing_labels", "skips_experts",
-]  # fmt: skip
 
 CLOSED = -1e6
 """Added to the gate's logits of experts that were not named."""

@@ -1,0 +1,283 @@
+"""Fingerprints of parts: what they give on their contract benches, tiny models with fixed random weights.
+
+Every part is tried with its tiny options, with its options for doing nothing, and once with every other value of an option
+that is one of a few words or a yes or no, because such an option hides code. A part whose socket has no model around it (engines,
+benchmarks, probes, grounding, agents) is tried on fixed samples of the world and scripted answers (`things.py`). What a bench
+cannot reach a part may add itself, as a function `behaviour()` that returns `Numbers` in its claims file or, of a part of
+ours, in `claims/<socket>/<part>_behaviour.py`.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal
+
+from tessera import registry
+from tessera.config import build, field_types, to_dict
+from tessera.errors import TesseraError, UserError
+from tessera.hosts.tiny_configs import RECIPES
+from tessera.lab import claims, things
+from tessera.lab.behaviour import Numbers, summary
+from tessera.lab.contract.bench import Bench
+from tessera.lab.contract.hosted import HostBench
+from tessera.lab.contract.models import ComposedBench, DualBench, ModelBench
+from tessera.lab.contract.others import CompressionBench, FewShotBench, PixelsBench
+from tessera.lab.contract.table import benches
+from tessera.lab.contract.training import ObjectiveBench, TuningBench
+
+MOST = 24
+"""Gradients of more parameters than this are told by a summary."""
+
+
+def of_part(part: registry.Part) -> Numbers:
+    """What the part does on every bench that it has, in every variant. Raises `TesseraError` for a part of no known kind."""
+    found: dict[str, list[float] | str] = {}
+    for kind in benches(part):
+        plain = _of_bench(kind(part))
+        found |= {f"{kind.__name__}: {name}": value for name, value in plain.items()}
+        for label, options in variants(kind(part)):
+            bench = kind(part)
+            bench.options = {**bench.options, **options}
+            try:
+                values = _of_bench(bench)
+            except (UserError, AssertionError) as error:  # `Broken` where no model takes these options: that is a behaviour too
+                values = {"refused": type(error).__name__}
+            found |= {f"{kind.__name__}, {label}: {name}": _short(value) for name, value in values.items()}
+    for name, value in _own(part).items():
+        found[f"own: {name}"] = value
+    return found
+
+
+def _short(value: Any) -> Any:
+    """Many numbers as six."""
+    import torch
+
+    return value if isinstance(value, str) or len(value) <= 6 else summary(torch.tensor(value, dtype=torch.float64), 4)
+
+
+def variants(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, options): those for doing nothing, and each other value of options that are Literals or booleans."""
+    if bench.Config is None:
+        return
+    says = getattr(bench.target, "identity", None)
+    if callable(says):
+        yield "doing nothing", dict(says())
+    example = bench.target.example(things.LAYERS) if isinstance(bench, HostBench) else {}
+    try:
+        now = to_dict(build(bench.Config, {**example, **bench.options}, bench.part.name))
+    except UserError:  # options that must be given, which the bench knows
+        now = dict(bench.options)
+    for name, kind in field_types(bench.Config).items():
+        for value in _values(kind):
+            if value != now.get(name):
+                yield f"{name} {value}", {name: value}
+
+
+def _values(kind: Any) -> tuple[Any, ...]:
+    """Values of an option that hide code: those of a Literal, of a bool; of a tuple of Literals all at once."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return inside
+    if kind is bool:
+        return (True, False)
+    if origin in (typing.Union, UnionType):
+        return tuple(value for one in inside for value in _values(one))
+    if origin is tuple and inside and typing.get_origin(inside[0]) is Literal:
+        return (list(typing.get_args(inside[0])),)
+    return ()
+
+
+def _own(part: registry.Part) -> Numbers:
+    """What the part's `behaviour()` gives, nothing without one."""
+    found: dict[str, list[float] | str] = {}
+    for home in claims.behaviour_modules(part.socket, part.name):
+        make = getattr(home, "behaviour", None)
+        if callable(make):
+            found |= make()
+    return found
+
+
+def _of_bench(bench: Bench) -> dict[str, Any]:
+    from tessera.lab.contract.bench import quiet, seeded
+
+    kinds: tuple[tuple[type[Bench], Any], ...] = (
+        (HostBench, _hosted),
+        (ModelBench, _composed),
+        (ObjectiveBench, _objective),
+        (TuningBench, _tuning),
+        (PixelsBench, _pixels),
+        (CompressionBench, _compression),
+        (FewShotBench, _few_shot),
+    )
+    with quiet():
+        if isinstance(bench, (ObjectiveBench, TuningBench, FewShotBench)):
+            _warm()
+        with seeded():
+            for kind, look in kinds:
+                if isinstance(bench, kind):
+                    return look(bench)
+            if bench.part.socket in things.LOOKS:
+                return things.LOOKS[bench.part.socket](bench)
+    raise TesseraError(f"{bench.part.socket}/{bench.part.name}: {type(bench).__name__} has no fingerprint yet.")
+
+
+def _warm() -> None:
+    """The miniature models, each from the same random numbers, whichever part asks first."""
+    from tessera.lab.contract import training
+    from tessera.lab.contract.bench import seeded
+
+    for name in training.RECIPES:
+        with seeded():
+            training.subject(name)
+
+
+def _hosted(bench: HostBench) -> dict[str, Any]:
+    """Logits of a forward with the part plugged in, which tokens enter every layer, what is generated; with two images too."""
+    import torch
+
+    with torch.no_grad(), bench.plugged() as (model, host):
+        logits = model(**bench.home.inputs).logits
+        stages = [] if host.sequence is None else host.sequence.stages
+        places = [float(x) for stage in stages for row in stage.index for x in (len(row), int(row.sum()))]
+        said = bench.home.generate(use_cache=True)
+    found = {"logits": summary(logits), "places": places, "generated": str(said.tokens.tolist())}
+    if RECIPES[bench.home.family].most_images > 1:
+        try:
+            with torch.no_grad(), bench.plugged() as (model, host):
+                logits = model(**bench.home.tiny.inputs((2, 1))).logits
+                stages = [] if host.sequence is None else host.sequence.stages
+                places = [float(x) for stage in stages for row in stage.index for x in (len(row), int(row.sum()))]
+        except UserError as error:
+            found["two images"] = type(error).__name__
+        else:
+            found |= {"two images: logits": summary(logits), "two images: places": places}
+    return found
+
+
+def _composed(bench: ModelBench) -> dict[str, Any]:
+    """What a model around the part gives for two rows, padded on either side, its loss, and in training mode (where capacities
+    and auxiliary losses act) the loss and the gradients of the part's parameters."""
+    import torch
+
+    model = bench.model
+    found: dict[str, Any] = {f"row {n}": summary(out) for n, out in enumerate(bench.seen(model, [0, 1]))}
+    found |= {f"row {n}, padded on the right": summary(out, 2) for n, out in enumerate(bench.seen(model, [0, 1], "right"))}
+    if isinstance(bench, DualBench):
+        with torch.no_grad():
+            found["likeness"] = summary(model(**bench.inputs(model, [0, 1, 2])).logits_per_image)
+    if isinstance(bench, ComposedBench):
+        with torch.no_grad():
+            found["two images"] = summary(model(**_two_images(bench)).logits)
+    rows = [0, 1, 2]  # an odd number: means over rows differ from sums and from halves
+    found["loss"] = [float(bench.loss(model, bench.inputs(model, rows)).detach())]
+    torch.manual_seed(0)
+    model.train()
+    loss = bench.loss(model, bench.inputs(model, rows))
+    found["loss in training"] = [float(loss.detach())]
+    if loss.requires_grad:
+        loss.backward()
+        for number, module in enumerate(bench.modules(model)):
+            found[f"gradients {number}"] = _gradients(module)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return found
+
+
+def _two_images(bench: ComposedBench) -> dict[str, Any]:
+    """One row with two images and words behind each."""
+    import torch
+
+    first, second = (bench.inputs(bench.model, [row]) for row in (0, 2))
+    joined = {name: torch.cat([first[name], second[name][:, 1:]], 1) for name in ("input_ids", "attention_mask")}
+    return {**joined, "pixel_values": torch.cat([first["pixel_values"], second["pixel_values"]])}
+
+
+def _gradients(module: Any) -> list[float]:
+    """Norms of the gradients of a module's parameters, in their order; -1 where there is none."""
+    import torch
+
+    norms = [-1.0 if p.grad is None else float(p.grad.double().norm()) for p in module.parameters()]
+    return norms if len(norms) <= MOST else summary(torch.tensor(norms, dtype=torch.float64))
+
+
+def _objective(bench: ObjectiveBench) -> dict[str, Any]:
+    """The loss of three samples with model, objective and reference stirred, its numbers, and gradients of both."""
+    import torch
+
+    from tessera.lab.contract.bench import stir
+
+    objective, model, collate, reference = bench.ready
+    stir(model, 0)
+    stir(objective, 2)
+    if reference is not None:
+        stir(reference, 4)
+        reference.requires_grad_(False)
+    model.requires_grad_(True)
+    found: dict[str, Any] = {}
+    numbers = [0, 1, 2]
+    for name, value in sorted(collate(numbers).items()):
+        found[f"batch {name}"] = summary(value, 4) if isinstance(value, torch.Tensor) else str(value)[:200]
+    loss = bench.loss(numbers)
+    found["loss"] = [float(loss.loss_sum.detach()), float(loss.loss_weight)]
+    found["numbers"] = [float(torch.as_tensor(value).detach()) for _, value in sorted(loss.numbers.items())]
+    torch.manual_seed(0)
+    loss = bench.loss(numbers, train=True)
+    found["loss in training"] = [float(loss.loss_sum.detach())]
+    loss.loss_sum.backward()
+    found["gradients of the model"] = _gradients(model)
+    found["gradients of the objective"] = _gradients(objective)
+    found["own sockets"] = str(sorted(n for n, _ in objective.named_children()))
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def _tuning(bench: TuningBench) -> dict[str, Any]:
+    """Logits with the tuning's parameters random, switched off, and gradients of its parameters; what asks for gradients."""
+    from tessera.lab.contract.bench import stir
+    from tessera.lab.contract.training import SIDE, _plain, subject
+    from tessera.world import World
+
+    tuning, model, module = bench.put()
+    found: dict[str, Any] = {f"just put in, {n}": summary(p, 2) for n, p in sorted(module.named_parameters())[:4]}
+    found["trained"] = [float(sum(p.numel() for p in part.parameters() if p.requires_grad)) for part in (module, model)]
+    stir(module)
+    found |= {f"row {n}": summary(out) for n, out in enumerate(bench.seen(model, [0, 1]))}
+    batch = _plain("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
+    model(**batch).loss.backward()
+    found["gradients"] = _gradients(module)
+    with tuning.off():
+        found["switched off"] = summary(bench.seen(model, [0])[0])
+    return found
+
+
+def _pixels(bench: PixelsBench) -> dict[str, Any]:
+    """Boxes, layers and pixels of the views of four pictures."""
+    import numpy as np
+
+    found: dict[str, Any] = {}
+    for size in ((97, 61), (40, 200), (640, 320), (300, 310)):
+        views = bench.views(size)
+        found[f"boxes {size}"] = [float(x) for view in views for x in view.box]
+        found[f"views {size}"] = str([(v.layer, v.image.size) for v in views])
+        found[f"pixels {size}"] = [float(np.asarray(v.image, dtype=np.float64)[::2, ::3].mean()) for v in views]
+    return found
+
+
+def _compression(bench: CompressionBench) -> dict[str, Any]:
+    """Logits of what the part makes, and of its weights the first."""
+    made = bench.compressed()
+    state = sorted(made.state_dict().items())
+    total = [float(value.double().norm()) for _, value in state]
+    import torch
+
+    return {"logits": summary(bench.seen(made, [0, 1, 2])), "weights": summary(torch.tensor(total, dtype=torch.float64))}
+
+
+def _few_shot(bench: FewShotBench) -> dict[str, Any]:
+    """Logits of the classifier that the part fits."""
+    from tessera.lab.contract.bench import stir
+
+    stir(bench.dual.model)
+    return {"logits": summary(bench.fitted().logits(bench.images([8, 9, 10])))}

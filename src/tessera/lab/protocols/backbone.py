@@ -1,0 +1,281 @@
+"""A small tower is trained from scratch on the world: what an attention, or dropping patches inside of a tower, is worth.
+
+The task: at every place (or from the class token) to say in which colour the scene's only thing is tinted. Seeds choose the
+scenes of training and of the test, the starting weights and the order of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tessera.errors import TesseraError
+from tessera.lab.experiment import Arm, Build, Use
+from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.protocols.base import Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tessera.lab.behaviour import Numbers
+    from tessera.lab.judge import Unit
+    from tessera.lab.lab import Lab
+
+APART = 1_000_000
+"""How far apart in the world the scenes of two seeds begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone(Protocol):
+    """side: of the images in pixels; images, tested: of a seed; steps of `batch` images; lr: peak rate of AdamW.
+
+    Arms: `Build(name, encoder={"kind": ..., ...})`. Metric: accuracy, the share of places that say the thing's tint.
+    """
+
+    name: ClassVar[str] = "backbone"
+    version: ClassVar[int] = 1
+    unit: ClassVar[Unit] = "seed"
+    looks: ClassVar[tuple[int, ...]] = (5, 8, 12)
+    arms: ClassVar[tuple[type[Arm], ...]] = (Build,)
+
+    side: int = 64
+    images: int = 1000
+    tested: int = 300
+    steps: int = 250
+    batch: int = 32
+    lr: float = 2e-3
+
+    def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
+        """One training for each seed."""
+        assert isinstance(arm, Build)
+        spec = {"image_size": self.side, **arm.sockets["encoder"]}
+        return per_seed({"accuracy": [self._run(spec, seed) for seed in range(first, first + count)]})
+
+    def _run(self, spec: Mapping[str, Any], seed: int) -> float:
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+
+        from tessera.models.parts import create
+        from tessera.world.backgrounds import TINTS
+
+        train, test = tinted(self.side, "train", self.images, seed), tinted(self.side, "test", self.tested, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            tower: Any = create("encoders", dict(spec), "encoder")
+            model = nn.Sequential(tower, nn.Linear(tower.width, len(TINTS)))
+
+            def loss(pixels: Tensor, labels: Tensor) -> Tensor:
+                logits = model(pixels)
+                return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+
+            fit(model, loss, train, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+        right = 0.0
+        with torch.no_grad():
+            for pixels, labels in zip(test[0].split(64), test[1].split(64), strict=True):
+                right += float((model(pixels).argmax(-1) == labels[:, None]).double().mean(1).sum())
+        return right / len(test[1])
+
+    @classmethod
+    def golden(cls, lab: Lab) -> Numbers:
+        """A tiny tower after three steps, and the images of the task."""
+        from tessera.lab.behaviour import summary
+
+        micro = cls(images=8, tested=16, steps=3, batch=4)
+        spec = {"kind": "conv_vit", "image_size": 64, "patch_size": 16, "width": 24, "depth": 1, "heads": 2}
+        pixels, labels = tinted(64, "test", 4, 0)
+        return {
+            "accuracy": [micro._run(spec, 0)],
+            "pixels": summary(pixels),
+            "tints": [float(label) for label in labels],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerDropping(Protocol):
+    """A vision transformer with a class token learns to say the tint; then patches are dropped inside of it, without training.
+
+    width, depth, heads, patch: of the tower; blocks: behind whose attention patches are dropped.
+
+    Arms: `Use("evit", keep=..., choice="class" | "random", fuse=...)`: the class token's choice or a random one of the same
+    size. One training per seed serves all arms. Metric: accuracy.
+    """
+
+    name: ClassVar[str] = "tower_dropping"
+    version: ClassVar[int] = 1
+    unit: ClassVar[Unit] = "seed"
+    looks: ClassVar[tuple[int, ...]] = (5, 8, 12)
+    arms: ClassVar[tuple[type[Arm], ...]] = (Use,)
+
+    side: int = 64
+    patch: int = 8
+    width: int = 64
+    depth: int = 4
+    heads: int = 4
+    blocks: tuple[int, ...] = field(default=(1, 2))
+    images: int = 1200
+    tested: int = 400
+    steps: int = 300
+    batch: int = 32
+    lr: float = 1e-3
+
+    def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
+        """One trained tower for each seed, kept for the other arms."""
+        assert isinstance(arm, Use)
+        found = []
+        for seed in range(first, first + count):
+            tower, head = self.trained(lab, seed)
+            found.append(self.accuracy(tower, head, arm, seed))
+        return per_seed({"accuracy": found})
+
+    def trained(self, lab: Lab, seed: int) -> tuple[Any, Any]:
+        """(CLIP tower, linear head on its class token), in evaluation mode."""
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        from tessera.world.backgrounds import TINTS
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made: Any = CLIPVisionModel(
+                CLIPVisionConfig(
+                    hidden_size=self.width, intermediate_size=3 * self.width, num_hidden_layers=self.depth,
+                    num_attention_heads=self.heads, image_size=self.side, patch_size=self.patch,
+                )
+            )  # fmt: skip
+            tower: Any = getattr(made, "vision_model", made)
+            head = nn.Linear(self.width, len(TINTS))
+            model = nn.ModuleList([tower, head])
+
+            def loss(pixels: Tensor, labels: Tensor) -> Tensor:
+                return F.cross_entropy(head(tower(pixel_values=pixels).pooler_output), labels)
+
+            folder = lab.folder("tower", self.plain(), seed, torch.__version__)
+            if not restored(model, folder):
+                data = tinted(self.side, "train", self.images, seed)
+                fit(model, loss, data, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+                keep(model, folder)
+        return tower.eval(), head.eval()
+
+    def accuracy(self, tower: Any, head: Any, arm: Use, seed: int) -> float:
+        """Of one seed's test scenes."""
+        import torch
+
+        settings = dict(arm.options)
+        keep, choice, fuse = settings.pop("keep"), settings.pop("choice", "class"), settings.pop("fuse", True)
+        if settings or choice not in ("class", "random"):
+            raise TesseraError(f"tower_dropping knows keep, fuse and choice='class' or 'random', not {dict(arm.options)}.")
+        chance = torch.Generator().manual_seed(seed) if choice == "random" else None
+        pixels, labels = tinted(self.side, "test", self.tested, seed)
+        with torch.no_grad():
+            said = torch.cat([head(fewer(tower, x, keep, self.blocks, fuse, chance)) for x in pixels.split(64)]).argmax(-1)
+        return float((said == labels).double().mean())
+
+    @classmethod
+    def golden(cls, lab: Lab) -> Numbers:
+        """A tiny tower after three steps: what its class token says of some images, whole and with fewer patches."""
+        import torch
+
+        from tessera.lab.behaviour import summary
+
+        micro = cls(patch=16, width=16, depth=2, heads=2, blocks=(0,), images=8, tested=8, steps=3, batch=4)
+        tower, head = micro.trained(lab, 0)
+        pixels, _ = tinted(64, "test", 8, 0)
+        found = {}
+        with torch.no_grad():
+            for name, keep, chance in (("whole", 1.0, False), ("half", 0.5, False), ("random half", 0.5, True)):
+                drawn = torch.Generator().manual_seed(0) if chance else None
+                found[name] = summary(head(fewer(tower, pixels, keep, micro.blocks, True, drawn)))
+        return found
+
+
+def fewer(tower: Any, pixels: Tensor, keep: float, blocks: tuple[int, ...], fuse: bool, chance: Any = None) -> Tensor:
+    """The class token [B, D] behind a CLIP tower some of whose blocks go on with fewer tokens, by the part's own rule.
+
+    chance: a generator that gives the class token's scores to patches at random instead.
+    """
+    import torch
+
+    from tessera import registry
+    from tessera.lab.claims import part_module
+
+    reorganised = part_module(registry.get("tokens", "evit")).reorganised
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    for number, block in enumerate(tower.encoder.layers):
+        states, attention = block.layer_norm1(hidden), block.self_attn
+        hidden = hidden + attention(hidden_states=states, attention_mask=None)[0]
+        if number in blocks:
+            heads = (*states.shape[:2], attention.num_heads, -1)
+            query, key = attention.q_proj(states).view(heads)[:, 0], attention.k_proj(states).view(heads)
+            score = (torch.einsum("bhd,bkhd->bhk", query, key) * attention.scale).softmax(-1)[:, :, 1:].mean(1)
+            if chance is not None:
+                score = score.gather(1, torch.rand(score.shape, generator=chance).argsort(1))
+            hidden, _ = reorganised(hidden, score, keep, fuse)
+        hidden = hidden + block.mlp(block.layer_norm2(hidden))
+    found: Tensor = tower.post_layernorm(hidden[:, 0])
+    return found
+
+
+def tinted(side: int, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images [I, 3, side, side] of one tinted thing each, and the tints' numbers [I]."""
+    import numpy as np
+    import torch
+
+    from tessera.training.dense import to_pixels
+    from tessera.world import World
+    from tessera.world.backgrounds import TINTS
+
+    world = World(split=split, kinds={"scene": 1.0}, things=(1, 1), width=side, height=side)
+    images: list[Any] = []
+    labels: list[int] = []
+    index = APART * seed
+    while len(images) < count:
+        sample = world[index]
+        index += 1
+        frame = sample.frames[0]
+        if len(frame.things) == 1 and not frame.signs and (tint := frame.things[0].tint) is not None:
+            images.append(np.asarray(sample.images()[0]))
+            labels.append(TINTS.index(tint))
+    return to_pixels(images), torch.tensor(labels)
+
+
+def fit(model: Any, loss: Any, data: tuple[Tensor, Tensor], *, steps: int, batch: int, lr: float, seed: int) -> None:
+    """AdamW in place; the rate rises for 20 steps and falls over the second half. `loss(pixels, labels)`."""
+    import torch
+
+    order = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
+    model.train()
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
+        chosen = torch.randint(len(data[1]), (batch,), generator=order)
+        optimiser.zero_grad()
+        loss(data[0][chosen], data[1][chosen]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    model.eval()
+
+
+def restored(model: Any, folder: Any) -> bool:
+    from safetensors.torch import load_file
+
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        return False
+    model.load_state_dict(load_file(path), strict=False)
+    return True
+
+
+def keep(model: Any, folder: Any) -> None:
+    from safetensors.torch import save_file
+
+    from tessera.io import atomic_write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items() if value.is_floating_point()}
+    with atomic_write(folder / "weights.safetensors") as path:
+        save_file(state, path)

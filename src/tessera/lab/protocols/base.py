@@ -1,0 +1,102 @@
+"""What a protocol is: settings, how an arm is measured, and a golden micro-run.
+
+A protocol is a frozen dataclass of plain settings. Its file is imported by claims files, so it imports torch inside functions
+only. `version` goes up when it measures something else; evidence of the old version is then stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tessera.lab.experiment import Arm, _plain
+
+if TYPE_CHECKING:
+    from tessera.lab.behaviour import Numbers
+    from tessera.lab.judge import Outcomes, Unit
+    from tessera.lab.lab import Lab
+
+
+ANSWERS = ("world", "layers", "hosts", "generation", "evaluation")
+"""Golden runs of the core (names of `CORE`) that every outcome depends on: questions, layers, engines that answer, scoring."""
+TRAINS = ("plans", "labels", "trainer")
+"""Those that it depends on besides where something is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    def plain(self) -> dict[str, Any]:
+        """Name, version and settings as plain data."""
+        name, version = getattr(self, "name", ""), getattr(self, "version", 0)
+        return {"protocol": name, "version": version, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    def models(self) -> tuple[str, ...]:
+        """Reference models whose weights the outcomes depend on."""
+        return ()
+
+    def core(self) -> tuple[str, ...]:
+        """Behaviours of the core that outcomes depend on, besides the protocol's own golden run (names of `CORE`)."""
+        return ANSWERS
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol(_Settings):
+    """Measures the arms of an effect.
+
+    unit   image: nothing is trained, all arms answer about the same images; seed: something is trained with each seed
+    looks  units at each look: questions, or seeds
+    arms   kinds of arms that it takes
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    unit: ClassVar[Unit]
+    looks: ClassVar[tuple[int, ...]]
+    arms: ClassVar[tuple[type[Arm], ...]]
+
+    def core(self) -> tuple[str, ...]:
+        """What asks, answers and scores; where seeds are the units also what trains."""
+        return (*ANSWERS, *TRAINS) if self.unit == "seed" else ANSWERS
+
+    def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
+        """Outcomes of units first .. first + count - 1 (questions or seeds), of look number `look` from 0.
+
+        All arms get the same units: the same questions, or the same seeds, starting weights and order of data.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how an arm is measured")
+
+    @classmethod
+    def golden(cls, lab: Lab) -> Numbers:
+        """A micro-run on tiny models, in seconds: numbers that change when the protocol measures something else."""
+        raise NotImplementedError(f"{cls.__name__} has no golden run")
+
+
+@dataclass(frozen=True, slots=True)
+class CostProtocol(_Settings):
+    """Counts what a treatment costs: ratios of operations, tokens or bytes, and measured seconds beside them."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    def core(self) -> tuple[str, ...]:
+        """Layers and hosts; nothing of the world."""
+        return ("layers", "hosts")
+
+    def measure(self, lab: Lab, treatment: Arm, baseline: Arm | None) -> Costs:
+        """What is counted (judged) and what is timed (reported with the machine)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a cost is measured")
+
+    @classmethod
+    def golden(cls, lab: Lab) -> Numbers:
+        """See `Protocol.golden`; counted numbers only."""
+        raise NotImplementedError(f"{cls.__name__} has no golden run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """counted: name -> number, the same on every machine; timed: name -> (median, low, high) of measured ratios; shape: sizes."""
+
+    counted: Mapping[str, float]
+    timed: Mapping[str, tuple[float, float, float]]
+    shape: str

@@ -1,0 +1,168 @@
+"""Scenes with their questions and what frozen towers see of them: what short trainings are taught with and tested on.
+
+    pool = scenes(model, processor, 800, split="train", types=("category",), things=(1, 3), most=6)
+    model(**batch(pool, processor, pool.asked[:8], alone=False)).loss
+
+Legend: I images, N visual tokens in front of the connector, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tessera.errors import TesseraError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Asked: TypeAlias = "tuple[int, list[int]]"
+"""(image, numbers of its questions)."""
+CHUNK = 32
+"""Images that are read at once, and rows that are tested at once."""
+
+
+@dataclass(slots=True)
+class Scenes:
+    """seen: what `encode_images` gives, float32 [I, N, D], or pixels [I, 3, S, S] where the coupling reads them; questions: ids
+    of question and answer; asked: the questions of every image that has some; memory: of `remembered`."""
+
+    seen: Tensor
+    key: str
+    questions: list[tuple[list[int], list[int]]]
+    asked: list[Asked]
+    memory: dict[Any, Tensor] = field(default_factory=dict)
+
+
+def scenes(
+    model: Any, processor: Any, count: int, *, split: str, types: Sequence[str], things: tuple[int, int], most: int
+) -> Scenes:
+    """The first `count` scenes of a split, with at most `most` questions of `types` each.
+
+    Raises `TesseraError` if nothing can be asked.
+    """
+    import torch
+
+    from tessera.world import World
+
+    side = int(model.image_size)
+    world = World(split=split, kinds={"scene": 1.0}, things=things)
+    key = "pixel_values" if model.model.coupling.sees == "pixels" else "visual_features"
+    made = Scenes(torch.empty(0), key, [], [])
+    seen: list[Tensor] = []
+    pictures: list[Any] = []
+    for index in range(count):
+        sample = world[index]
+        pictures.append(sample.drawings(size=(side, side))[0].image)
+        own = sample.rng("short training").shuffled(sample.questions(tuple(types)))[:most]
+        if own:
+            made.asked.append((index, list(range(len(made.questions), len(made.questions) + len(own)))))
+            made.questions += [(list(processor.question_ids(q.text)), list(processor.answer_ids(q.answer))) for q in own]
+        if len(pictures) == CHUNK or index == count - 1:
+            pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            with torch.no_grad():
+                seen.append(pixels if key == "pixel_values" else model.encode_images(pixels).features)
+            pictures = []
+    if not made.asked:
+        raise TesseraError(f"the first {count} scenes give no question of the types {', '.join(types)}; take more.")
+    made.seen = torch.cat(seen)
+    return made
+
+
+def batch(pool: Scenes, processor: Any, asked: Sequence[Asked], *, alone: bool, image: str = "own") -> dict[str, Tensor]:
+    """Inputs with labels: one row for each image with all of its questions, or, `alone`, for each question.
+
+    image: own, mismatched (the next scene's) or none.
+    """
+    from tessera.data.packing import collate, pack
+
+    rows = [(i, [n]) for i, numbers in asked for n in numbers] if alone else asked
+    prefix = processor.prefix_ids(0 if image == "none" else 1)
+    packs = [pack(prefix, [(*pool.questions[n], None) for n in numbers], processor.max_length) for _, numbers in rows]
+    if lost := sum(len(numbers) for _, numbers in rows) - sum(p.questions for p in packs):
+        raise TesseraError(f"{lost} questions do not fit their rows of {processor.max_length} tokens: ask fewer of a scene.")
+    inputs = collate(packs)
+    if image != "none":
+        shift = 1 if image == "mismatched" else 0
+        inputs[pool.key] = pool.seen[[(i + shift) % len(pool.seen) for i, _ in rows]]
+    return inputs
+
+
+def accuracy(model: Any, processor: Any, pool: Scenes, test: str, alone: bool) -> float:
+    """Share of answers that are right in every token, the end included, under teacher forcing: what greedy decoding would say.
+
+    test: one of `protocols.short_training.TESTS`.
+    """
+    import torch
+
+    routers = _shuffled_routers(model) if test == "shuffled routers" else nullcontext()
+    right = total = 0
+    image = {"mismatched image": "mismatched", "no image": "none"}.get(test, "own")
+    with routers, torch.no_grad():
+        for begin in range(0, len(pool.asked), CHUNK):
+            inputs = batch(pool, processor, pool.asked[begin : begin + CHUNK], alone=alone, image=image)
+            labels = inputs.pop("labels")
+            found = answers(model, inputs, labels, test == "shuffled question")
+            right, total = right + sum(found), total + len(found)
+    return right / total
+
+
+@contextmanager
+def remembered(tower: Any, memory: dict[Any, Tensor]) -> Iterator[None]:
+    """A frozen tower that draws nothing reads every image once: later it is given what it gave, from `memory`."""
+    import torch
+
+    weights = hash(tuple(float(p.double().sum()) for p in tower.parameters()))
+    own = tower.forward
+    if any(key[0] != weights for key in memory):
+        memory.clear()  # of another tower
+
+    def forward(pixels: Tensor) -> Tensor:
+        keys = [(weights, hash(image.numpy().tobytes())) for image in pixels]
+        if new := [i for i, key in enumerate(keys) if key not in memory]:
+            memory.update(zip([keys[i] for i in new], own(pixels[new]), strict=True))
+        return torch.stack([memory[key] for key in keys])
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
+@contextmanager
+def _shuffled_routers(model: Any) -> Iterator[None]:
+    """Every router names, for each expert, the next one."""
+    from tessera.nn.moe import MixtureOfExperts
+
+    routers = [module.router.weight for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    for weight in routers:
+        weight.data = weight.data.roll(1, 0)
+    try:
+        yield
+    finally:
+        for weight in routers:
+            weight.data = weight.data.roll(-1, 0)
+
+
+def answers(model: Any, inputs: dict[str, Tensor], labels: Tensor, shuffled: bool = False) -> list[bool]:
+    """Whether each answer of a batch is right; `shuffled`: a connector that reads questions reads the one of another row."""
+    from tessera.data.packing import IGNORED
+
+    segments = inputs["segment_ids"]
+    asked = (labels == IGNORED) & (segments >= 0)
+    inputs.pop("loss_weights")
+    if model.reads_question and "visual_features" in inputs:
+        ids, own = (inputs["input_ids"].roll(1, 0), asked.roll(1, 0)) if shuffled else (inputs["input_ids"], asked)
+        features = model.model.project(inputs.pop("visual_features"), model.model.question(ids, own))
+        inputs["image_features"] = features
+    said = model(**inputs).logits[:, :-1].argmax(-1)
+    wanted, of = labels[:, 1:], segments[:, 1:]
+    wrong = (said != wanted) & (wanted != IGNORED)
+    found = []
+    for row in range(len(labels)):
+        for segment in of[row][wanted[row] != IGNORED].unique().tolist():
+            found.append(not bool(wrong[row][of[row] == segment].any()))
+    return found

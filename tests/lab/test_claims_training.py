@@ -1,0 +1,196 @@
+"""Short trainings: the loop, what arms share, how they are tested; the exact claims of connectors and couplings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.errors import TesseraError
+from tessera.lab.claims import claims_of
+from tessera.lab.experiment import Build, Exact, Experiment, Vary
+from tessera.lab.fit import fit
+from tessera.lab.lab import Lab
+from tessera.lab.protocols.long_inputs import LongInputs
+from tessera.lab.protocols.short_training import ShortTraining, built, lessons, trained
+from tessera.training.plan import OptimConfig
+
+CONNECTORS, COUPLINGS = ("qformer", "tokenpacker", "limber"), ("flamingo", "ep_alm", "eve", "moe_llava", "v2pe")
+PARTS = [*(("connectors", name) for name in CONNECTORS), *(("couplings", name) for name in COUPLINGS)]
+EXACT = [(*part, claim) for part in PARTS for claim in claims_of(*part) if isinstance(claim, Exact)]
+TOWER = {"kind": "conv_vit", "image_size": 32, "patch_size": 8, "width": 24, "depth": 1, "heads": 2}
+TINY = ShortTraining(
+    parts={"encoders": [TOWER], "connector": {"kind": "linear"}},
+    start={},
+    language={"layers": 2, "width": 32, "hidden": 48},
+    steps=3,
+    images=2,
+    scenes=4,
+    test_scenes=3,
+    most=2,
+    tests=("own", "mismatched image", "no image"),
+)
+
+
+@pytest.mark.parametrize(("socket", "part", "claim"), EXACT, ids=[f"{s}/{p}: {c.id}" for s, p, c in EXACT])
+def test_exact_claims_hold(socket, part, claim, tmp_path: Path) -> None:
+    checked = claim.run(Lab(cache=tmp_path, threads=0))
+    assert all(checked.checks.values()), checked
+
+
+def test_the_loop_trains_what_it_is_told_and_the_same_again(tmp_path: Path) -> None:
+    lab, losses, ends = Lab(cache=tmp_path, threads=0), [], []
+    inputs = {"input_ids": torch.arange(6, 14)[None], "labels": torch.arange(6, 14)[None]}
+    for seed in (0, 0):
+        model, _ = built(lab, TINY, Build("own"), seed)
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        losses.append(fit(model, lambda step, order: inputs, 8, seed=seed, optim=OptimConfig(), train=[{"language_model": 1.0}]))
+        ends.append(model.state_dict())
+        moved = {name.split(".")[1] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {"language_model"}
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
+
+
+def test_arms_of_a_seed_share_their_start(tmp_path: Path) -> None:
+    lab = Lab(cache=tmp_path, threads=0)
+    own = dict(built(lab, TINY, Build("own"), 3)[0].named_parameters())
+    other = dict(built(lab, TINY, Build("mlp", connector={"kind": "mlp"}), 3)[0].named_parameters())
+    another = dict(built(lab, TINY, Build("own"), 4)[0].named_parameters())
+    shared = [name for name in own if not name.startswith("model.connector.")]
+    assert all(torch.equal(own[name], other[name]) for name in shared)
+    assert not all(torch.equal(own[name], another[name]) for name in shared)
+
+
+def test_arms_that_differ_in_their_test_share_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessera.lab.protocols import short_training
+
+    lab, runs, whole = Lab(cache=tmp_path, threads=0), [], short_training.trained
+    monkeypatch.setattr(short_training, "trained", lambda *arguments: runs.append(1) or whole(*arguments))
+    monkeypatch.setattr(lab, "kept", _keeper())
+    for test in TINY.tests:
+        outcomes = TINY.measure(lab, Build(test, {"test": test}), 0, 0, 2)
+        assert len(outcomes.of("accuracy")[0]) == 2
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize(("socket", "part"), PARTS, ids=[f"{s}/{p}" for s, p in PARTS])
+def test_every_arm_of_an_experiment_is_measured(socket, part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights and few steps: that arms, settings and parts fit one another."""
+    lab = Lab(cache=tmp_path, threads=0)
+    monkeypatch.setattr(lab, "kept", _keeper())
+    experiments = [claim for claim in claims_of(socket, part) if isinstance(claim, Experiment)]
+    assert experiments
+    for experiment in experiments:
+        protocol = experiment.protocol
+        few = (
+            {"start": {}, "scenes": 4, "test_scenes": 2, "images": 2, "most": 2, "steps": 2, "before": min(protocol.before, 2)}
+            if (isinstance(protocol, ShortTraining))
+            else {"start": "", "pictures": 24, "test_pictures": 24, "rows": 2, "steps": 2, "tested": 2, "many": 6}
+        )
+        if isinstance(protocol, ShortTraining) and "language_model" in protocol.start:
+            few["language"] = {"layers": 8, "width": 32, "hidden": 48}
+        micro = replace(protocol, **few)
+        for name, arm in experiment.arms().items():
+            if isinstance(arm, Build):
+                arm = Build(arm.name, {k: v for k, v in arm.settings.items() if k != "fresh"}, **arm.sockets)
+            [value] = micro.measure(lab, arm, 0, 0, 1).of("accuracy")[0]
+            assert 0 <= value <= 1, name
+
+
+def test_a_mixture_begins_as_the_model_before_it(tmp_path: Path) -> None:
+    lab = Lab(cache=tmp_path, threads=0)
+    parts = {**TINY.parts, "coupling": {"kind": "prefix"}}
+    dense = replace(TINY, parts=parts, steps=1, before=6, lr=1e-12, muon_lr=1e-12, tests=("own",))
+    still = {"train": ({"coupling": 1.0},)}
+    two = Build("two", still, coupling={"kind": "moe_llava", "experts": 2, "balance": 0.0, "capacity": None})
+    seen = lessons(lab, dense, two)
+    same, mixed = (trained(lab, dense, arm, 0, *seen) for arm in (Build("dense", {"train": ({"language_model": 1.0},)}), two))
+    assert mixed["loss"] == pytest.approx(same["loss"], abs=1e-5)
+
+
+def test_shuffled_routers_are_put_back(tmp_path: Path) -> None:
+    from tessera.lab.scenes import accuracy
+
+    lab = Lab(cache=tmp_path, threads=0)
+    parts = {**TINY.parts, "coupling": {"kind": "moe_llava", "experts": 3}}
+    protocol = replace(TINY, parts=parts, tests=("own", "shuffled routers"))
+    model, processor = built(lab, protocol, Build("own"), 0)
+    [router] = [layer.router.weight for layer in model.model.coupling.layers]
+    before, during = router.clone(), list[torch.Tensor]()
+    handle = model.register_forward_pre_hook(lambda *_: during.append(router.clone()))
+    accuracy(model, processor, lessons(lab, protocol, Build("own"))[1], "shuffled routers", False)
+    handle.remove()
+    assert torch.equal(during[0], before[[2, 0, 1]])
+    assert torch.equal(router, before)
+
+
+def test_a_remembered_teacher_teaches_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    from tessera.lab import scenes
+
+    lab = Lab(cache=tmp_path, threads=0)
+    eve = {"kind": "eve", "image_size": 32, "patch_size": 4, "width": 16, "heads": 2, "every": 1, "teacher": TOWER}
+    protocol = replace(TINY, parts={"coupling": eve}, steps=6, train=({"*": 1.0},), tests=("own",))
+    taught, asked = lessons(lab, protocol, Build("own"))
+    first = trained(lab, protocol, Build("own"), 0, taught, asked)
+    assert taught.memory
+    again = trained(lab, protocol, Build("own"), 0, taught, asked)
+    monkeypatch.setattr(scenes, "remembered", lambda *_: nullcontext())
+    without = trained(lab, protocol, Build("own"), 0, taught, asked)
+    assert first["loss"] == pytest.approx(without["loss"], abs=1e-5)
+    assert again == first
+
+
+def test_rows_of_long_inputs_show_one_kind_and_not_the_other(tmp_path: Path) -> None:
+    from tessera.lab.protocols.long_inputs import Pictures, batch
+    from tessera.lab.protocols.long_inputs import built as built_long
+
+    kinds = ["animal", "food", "vehicle"] * 4
+    pool = Pictures(torch.arange(12.0)[:, None, None], kinds)
+    protocol = LongInputs(asked={"few": {}}, tower=TOWER, start="", square=2, language={"layers": 1, "width": 32, "hidden": 48})
+    _, processor = built_long(Lab(cache=tmp_path, threads=0), protocol, 0)
+    inputs = batch(pool, processor, 8, 5, torch.Generator().manual_seed(0))
+    shown = inputs["visual_features"].flatten().long().view(8, 5)
+    for row, ids, segments in zip(shown.tolist(), inputs["input_ids"], inputs["segment_ids"], strict=True):
+        texts = [processor.tokenizer.decode(ids[segments == number]) for number in (1, 2)]
+        there, absent = ([kind for kind in sorted(set(kinds)) if kind in text] for text in texts)
+        assert [kinds[i] for i in row].count(there[0]) == 1
+        assert absent[0] not in [kinds[i] for i in row]
+        assert "yes" in texts[0]
+        assert "no" in texts[1]
+    moved = batch(pool, processor, 8, 5, torch.Generator().manual_seed(0), mismatched=True)
+    assert torch.equal(moved["visual_features"].flatten().long().view(8, 5), shown.roll(-1, 0))
+
+
+def test_unknown_ways_are_refused(tmp_path: Path) -> None:
+    protocol = LongInputs(asked={"few": {}}, start="")
+    with pytest.raises(TesseraError, match="asked=one of few"):
+        protocol.measure(Lab(cache=tmp_path, threads=0), Vary("wrong", asked="many"), 0, 0, 1)
+    with pytest.raises(TesseraError, match="knows plug, long and mismatched"):
+        replace(protocol, asked={"few": {"lang": 1}}).measure(Lab(cache=tmp_path, threads=0), Vary("x", asked="few"), 0, 0, 1)
+
+
+def test_unknown_settings_are_refused(tmp_path: Path) -> None:
+    lab = Lab(cache=tmp_path, threads=0)
+    for settings, word in (({"test": "shuffled question"}, "tested by"), ({"step": 3}, "knows test, train and fresh")):
+        with pytest.raises(TesseraError, match=word):
+            TINY.measure(lab, Build("wrong", settings), 0, 0, 1)
+    with pytest.raises(TesseraError, match="knows the tests"):
+        replace(TINY, tests=("own", "blind")).measure(lab, Build("own"), 0, 0, 1)
+
+
+def _keeper():
+    found = {}
+
+    def kept(key, depends, make):
+        name = repr(key)
+        if name not in found:
+            found[name] = make()
+        return found[name]
+
+    return kept
