@@ -50,12 +50,13 @@ def model_card(
     about: str = "",
     name: str = "",
     preconditions: Mapping[str, Any] | None = None,
+    trained: str = "",
 ) -> str:
     """The card as Markdown with a YAML head.
 
     result: of an evaluation; blind: of the same one without the images; recipe: the experiment (plain data or a config) in full;
     about: a sentence on what the model is; name: what `tessera.load` takes, the result's own name if empty; preconditions: what
-    `tessera.lab.preconditions.measure` gives.
+    `tessera.lab.preconditions.measure` gives; trained: how it was trained, in words, where the recipe alone does not tell.
     Raises `UserError` when `blind` answers other questions than `result`.
     """
     plain = to_dict(recipe) or {}
@@ -76,8 +77,8 @@ def model_card(
         "## Limits",
         _LIMITS,
     ]
-    if plain:
-        parts += ["## How it was trained", _trained(plain)]
+    if plain or trained:
+        parts += ["## How it was trained", trained or _trained(plain)]
     parts += ["## Where the numbers come from", _provenance(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
