@@ -12,6 +12,7 @@ from tessera.errors import TesseraError
 from tessera.lab.claims import claims_of
 from tessera.lab.experiment import Build, Exact, Experiment, Vary
 from tessera.lab.fit import fit
+from tessera.lab.judge import per_seed
 from tessera.lab.lab import Lab
 from tessera.lab.protocols.long_inputs import LongInputs
 from tessera.lab.protocols.short_training import ShortTraining, built, lessons, trained
@@ -194,3 +195,20 @@ def _keeper():
         return found[name]
 
     return kept
+
+
+def test_outcomes_depend_on_the_parts_that_the_protocol_builds_with(tmp_path: Path, monkeypatch) -> None:
+    """A mended connector is measured again, although every arm takes it from the protocol's settings."""
+    from tessera.lab import behaviour
+
+    (claim,) = [c for c in claims_of("connectors", "limber") if isinstance(c, Experiment)]
+    assert {"part connectors/limber", "part encoders/conv_vit"} <= set(behaviour.depends("connectors", "limber", claim))
+    protocol = replace(claim.protocol, start={}, scenes=3, test_scenes=2, steps=1, images=1)
+    seen = []
+    monkeypatch.setattr(
+        ShortTraining, "measure", lambda self, *args: seen.append(1) or per_seed({"accuracy": [float(len(seen))]})
+    )
+    for value in (1.0, 1.0, 2.0):
+        monkeypatch.setattr(behaviour, "of", lambda name, lab, value=value: {"x": [value if "limber" in name else 0.0]})
+        found = Lab(cache=tmp_path, threads=0).outcomes(protocol, claim.treatment, 0, 0, 1)
+    assert len(seen) == 2 and found.mean("accuracy") == 2.0

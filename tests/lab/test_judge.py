@@ -12,6 +12,7 @@ from tessera.lab import judge
 from tessera.lab.experiment import (
     Arm,
     Condition,
+    Effect,
     Experiment,
     Paper,
     Vary,
@@ -228,3 +229,15 @@ def test_wording_does_not_change_the_digest_and_what_is_judged_does():
     assert one.digest() == experiment(primary=retains("baseline", Paper(0.95, "table 9")), promise="Else.", note="so").digest()
     assert one.digest() != experiment(primary=retains("baseline", Paper(0.9, "table 1"))).digest()
     assert one.digest() != experiment(primary=retains("baseline", Paper(0.95, "table 1")), control=Vary("else")).digest()
+
+
+def test_what_is_equal_shows_nothing_and_nothing_counted_is_no_zero() -> None:
+    ones = np.ones(6)
+    same = Outcomes({"accuracy": (ones * 0.7, ones), "other": (ones * 0.1, ones)})
+    terms = (("a", "", 1.0), ("a", "other", -1.0), ("b", "", -1.0), ("b", "other", 1.0))
+    found = judge.estimate(Effect(terms, "equal"), {"a": same, "b": same}, "accuracy", "seed", 0.95)
+    assert not found.shown and not found.refuted
+    for totals, counts in ((ones, ones * 0), (ones * np.nan, ones)):
+        odd = Outcomes({"accuracy": (totals, counts)})
+        with pytest.raises(TesseraError, match="nothing was counted"):
+            judge.estimate(Effect((("a", "", 1.0),), "odd"), {"a": odd}, "accuracy", "seed", 0.95)

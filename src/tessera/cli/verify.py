@@ -96,7 +96,8 @@ def _chosen(names: Sequence[str]) -> tuple[list[Part], list[str]]:
 
     known = [(socket, name) for socket in registry.SOCKETS for name in registry.names(socket)]
     if names:
-        return [_part(*pair, claims_of(*pair)) for text in names for pair in _fitting(text, known)], []
+        pairs = dict.fromkeys(pair for text in names for pair in _fitting(text, known))
+        return [_part(*pair, claims_of(*pair)) for pair in pairs], []
     parts, broken = [], []
     for socket, name in known:
         try:
@@ -263,7 +264,7 @@ def _rejudge(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json
     lab = Lab(threads=threads)
     rows = []
     for part in parts:
-        done = rejudge(part.socket, part.name, lab)
+        done = [] if part.problem else rejudge(part.socket, part.name, lab)
         part.entries |= {entry.id: entry for entry in done}
         rows.append(part.plain([entry.id for entry in done]))
     count = sum(claim["ran"] for row in rows for claim in row["claims"])

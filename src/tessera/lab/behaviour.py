@@ -163,9 +163,9 @@ def depends(socket: str, part: str, claim: Claim) -> list[str]:
     if isinstance(claim, Exact):
         return found
     arms = list(claim.arms().values()) if isinstance(claim, Experiment) else [claim.treatment, claim.baseline]
-    names = [name for arm in arms if arm is not None for name in arm.parts()]
-    found += [f"part {s}/{n}" for n in names for s in registry.SOCKETS if n in registry.names(s)]
     protocol: Any = claim.protocol
+    names = [*(name for arm in arms if arm is not None for name in arm.parts()), *protocol.named_parts()]
+    found += [f"part {s}/{n}" for n in names for s in registry.SOCKETS if n in registry.names(s)]
     found += [f"protocol {protocol.name}", *(f"core {n}" for n in protocol.core()), *(f"model {n}" for n in protocol.models())]
     if isinstance(claim, Experiment):
         found += [name for given in claim.given for name in given.depends()]

@@ -40,6 +40,8 @@ VERDICTS: tuple[Verdict, ...] = (
 
 ALPHA = 0.05
 RESAMPLES = 4000
+EXACT = 1e-9
+"""What a sum of equal numbers may be off by: an effect this small is none."""
 POWER = 0.9
 """Chance with which the smallest detectable effect is found."""
 
@@ -114,12 +116,12 @@ class Estimate:
     @property
     def shown(self) -> bool:
         """Whether the interval lies wholly above the margin."""
-        return self.low > self.margin
+        return self.low > self.margin + EXACT
 
     @property
     def refuted(self) -> bool:
         """Whether it lies wholly below the margin."""
-        return self.high < self.margin
+        return self.high < self.margin - EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,9 @@ def estimate(effect: Effect, arms: Mapping[str, Outcomes], metric: str, unit: Un
     sides = [(weight, *arms[arm].of(name or metric)) for arm, name, weight in effect.terms]
     if len({len(totals) for _, totals, _ in sides}) != 1:
         raise TesseraError(f"{effect.words}: the arms were measured on different numbers of units.")
+    for (arm, name, _), (_, totals, counts) in zip(effect.terms, sides, strict=True):
+        if not (np.isfinite(totals).all() and np.isfinite(counts).all() and counts.sum() > 0):
+            raise TesseraError(f"{arm}: nothing was counted by {name or metric!r}, or something that is no number.")
     value, low, high, detectable = (_of_seeds if unit == "seed" else _of_images)(sides, level)
     where = "" if effect.margin is None else effect.margin.where
     return Estimate(

@@ -87,7 +87,7 @@ class Lab:
         """What the protocol measures of an arm, kept on disk: measured again only where something behaves otherwise."""
         key = [protocol.plain(), arm.plain(), look, first, count]
         names = [f"protocol {protocol.name}", *(f"core {n}" for n in protocol.core()), *(f"model {n}" for n in protocol.models())]
-        names += [f"part {key}" for key in parts_named(arm.parts())]
+        names += [f"part {key}" for key in parts_named((*arm.parts(), *protocol.named_parts()))]
 
         def make() -> dict[str, Any]:
             return protocol.measure(self, arm, look, first, count).plain()

@@ -6,10 +6,11 @@ its part's evidence at once. `rejudge` judges kept outcomes again, without measu
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def verify(socket: str, name: str, claims: Sequence[Claim], lab: Lab, on_claim: 
         files.update(socket, name, [entry], lab, every)
         # the part's version is known once its own file is written
         entry = replace(entry, depends={n: files.version_of(n, lab) for n in names})
+        if isinstance(claim, Experiment):
+            _stamp(_outcomes_path(socket, name, claim, lab), entry.depends)
         files.update(socket, name, [entry], lab, every)
         entries.append(entry)
         if on_claim is not None:
@@ -149,10 +152,24 @@ def _outcomes_path(socket: str, name: str, claim: Experiment, lab: Lab) -> Path:
     return lab.cache / "outcomes" / f"{socket}.{name}.{claim.id}.{claim.digest()}.json"
 
 
-def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
-    """Judges the kept outcomes of a part's experiments again and writes the verdicts; experiments without kept outcomes stay."""
-    import json
+def _stamp(path: Path, depends: Mapping[str, str]) -> None:
+    """Notes with kept outcomes what they were measured with."""
+    if (stored := _stored(path)) is not None:
+        write_json(path, {**stored, "depends": dict(depends)})
 
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """Kept outcomes; None where there are none, or they cannot be read."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"looks", "arms"} <= found.keys() else None
+
+
+def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
+    """Judges the kept outcomes of a part's experiments again and writes the verdicts. Experiments stay as they are whose outcomes
+    are not kept, or were measured with something else than the evidence says."""
     found = files.read(socket, name)
     before = {entry.id: entry for entry in (found.claims if found else ())}
     entries = []
@@ -160,12 +177,10 @@ def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
     for claim in every:
         if not isinstance(claim, Experiment) or claim.id not in before or before[claim.id].digest != claim.digest():
             continue
-        path = _outcomes_path(socket, name, claim, lab)
-        if not path.is_file():
+        stored, old = _stored(_outcomes_path(socket, name, claim, lab)), before[claim.id]
+        if stored is None or stored.get("depends") != dict(old.depends):
             continue
-        stored = json.loads(path.read_text(encoding="utf-8"))
         arms = {arm: Outcomes.parse(value) for arm, value in stored["arms"].items()}
-        old = before[claim.id]
         judged = judge.judge(claim, arms, stored["looks"], old.conditions)
         new = judged_entry(claim, judged)
         keeps = {n: getattr(old, n) for n in ("history", "depends", "seconds", "machine")}

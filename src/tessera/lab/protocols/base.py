@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tessera.lab.experiment import Arm, _plain
+from tessera.lab.experiment import Arm, _kinds, _plain
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
@@ -30,6 +30,10 @@ class _Settings:
         """Name, version and settings as plain data."""
         name, version = getattr(self, "name", ""), getattr(self, "version", 0)
         return {"protocol": name, "version": version, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    def named_parts(self) -> tuple[str, ...]:
+        """Names of the parts that its settings name, which every arm runs through."""
+        return tuple(dict.fromkeys(_kinds(self.plain())))
 
     def models(self) -> tuple[str, ...]:
         """Reference models whose weights the outcomes depend on."""

@@ -66,6 +66,10 @@ class FurtherTraining(Protocol):
         """The one that it starts with."""
         return (self.model,)
 
+    def named_parts(self) -> tuple[str, ...]:
+        """Those that are plugged in for tests."""
+        return tested(self)
+
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1. Arms that differ in their test alone share one training of a seed."""
         from tessera.lab.lab import parts_named

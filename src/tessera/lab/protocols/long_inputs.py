@@ -67,6 +67,11 @@ class LongInputs(Protocol):
         """The one that the tower is of."""
         return (self.start,) if self.start else ()
 
+    def named_parts(self) -> tuple[str, ...]:
+        """The tower, what stands behind it, and what is plugged in when it is asked."""
+        plugs = [name for asked in self.asked.values() for name in asked.get("plug", {})]
+        return tuple(dict.fromkeys([str(self.tower["kind"]), "pixel_shuffle", "linear", "prefix", *plugs]))
+
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1; arms that differ in how they are asked share the training of a seed."""
         from tessera.lab.lab import parts_named
