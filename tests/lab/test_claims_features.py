@@ -126,3 +126,11 @@ def test_a_probe_learns_what_a_line_parts_and_nothing_from_noise() -> None:
     labels = (rows[:, 0] + rows[:, 1] > 0).long()
     assert probe_accuracy(rows[:200], labels[:200], rows[200:], labels[200:]) > 0.9
     assert probe_accuracy(torch.randn(200, 8), labels[:200], rows[200:], labels[200:]) < 0.7
+
+
+def test_golden_runs_read_nothing_from_the_cache(tmp_path: Path) -> None:
+    """What was trained once would hide a change from every later golden run."""
+    from tessera.lab.protocols.backbone import TowerDropping
+
+    TowerDropping.golden(Lab(cache=tmp_path, threads=0))
+    assert not list(tmp_path.iterdir())

@@ -157,6 +157,7 @@ def _core(name: str) -> Numbers:
 def depends(socket: str, part: str, claim: Claim) -> list[str]:
     """Names of all that a claim's result depends on."""
     from tessera import registry
+    from tessera.lab.derived import DERIVED, LEARNED
     from tessera.lab.experiment import Exact, Experiment
 
     found = [f"part {socket}/{part}"]
@@ -169,4 +170,6 @@ def depends(socket: str, part: str, claim: Claim) -> list[str]:
     found += [f"protocol {protocol.name}", *(f"core {n}" for n in protocol.core()), *(f"model {n}" for n in protocol.models())]
     if isinstance(claim, Experiment):
         found += [name for given in claim.given for name in given.depends()]
+    if any(name.removeprefix("model ") in DERIVED for name in found):
+        found += [f"core {name}" for name in LEARNED]
     return list(dict.fromkeys(found))

@@ -76,13 +76,19 @@ DERIVED: dict[str, Derived] = {
 }
 
 
+LEARNED = ("world", "layers", "plans", "labels", "trainer")
+"""Golden runs of the core (names of `CORE`) that a recipe's weights depend on."""
+
+
 def make(lab: Lab, name: str) -> tuple[Any, Any]:
     """The derived model, loaded from the lab's cache where it has been made before."""
+    from tessera.lab import behaviour
     from tessera.lab.lab import locked
     from tessera.models import reference
 
     recipe = DERIVED[name]
-    folder = lab.folder("derived", name, recipe.version, lab.weights(recipe.source))
+    known = [behaviour.of(f"core {core}", lab) for core in LEARNED]
+    folder = lab.folder("derived", name, recipe.version, lab.weights(recipe.source), known)
     with locked(folder.with_suffix(".lock")):
         if not (folder / "config.json").is_file():
             import torch

@@ -16,6 +16,8 @@ from tessera.lab.judge import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
@@ -122,15 +124,20 @@ class TowerDropping(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """One trained tower for each seed, kept for the other arms."""
+        import torch
+
+        from tessera.lab import behaviour
+
         assert isinstance(arm, Use)
         found = []
         for seed in range(first, first + count):
-            tower, head = self.trained(lab, seed)
+            known = [behaviour.of(name, lab) for name in (f"protocol {self.name}", "core world")]
+            tower, head = self.trained(seed, lab.folder("tower", self.plain(), seed, torch.__version__, known))
             found.append(self.accuracy(tower, head, arm, seed))
         return per_seed({"accuracy": found})
 
-    def trained(self, lab: Lab, seed: int) -> tuple[Any, Any]:
-        """(CLIP tower, linear head on its class token), in evaluation mode."""
+    def trained(self, seed: int, folder: Path | None = None) -> tuple[Any, Any]:
+        """(CLIP tower, linear head on its class token), in evaluation mode; kept in the folder, if one is given."""
         import torch
         from torch import nn
         from torch.nn import functional as F
@@ -153,11 +160,11 @@ class TowerDropping(Protocol):
             def loss(pixels: Tensor, labels: Tensor) -> Tensor:
                 return F.cross_entropy(head(tower(pixel_values=pixels).pooler_output), labels)
 
-            folder = lab.folder("tower", self.plain(), seed, torch.__version__)
-            if not restored(model, folder):
+            if folder is None or not restored(model, folder):
                 data = tinted(self.side, "train", self.images, seed)
                 fit(model, loss, data, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
-                keep(model, folder)
+                if folder is not None:
+                    keep(model, folder)
         return tower.eval(), head.eval()
 
     def accuracy(self, tower: Any, head: Any, arm: Use, seed: int) -> float:
@@ -182,7 +189,7 @@ class TowerDropping(Protocol):
         from tessera.lab.behaviour import summary
 
         micro = cls(patch=16, width=16, depth=2, heads=2, blocks=(0,), images=8, tested=8, steps=3, batch=4)
-        tower, head = micro.trained(lab, 0)
+        tower, head = micro.trained(0)
         pixels, _ = tinted(64, "test", 8, 0)
         found = {}
         with torch.no_grad():
