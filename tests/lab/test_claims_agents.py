@@ -77,6 +77,12 @@ def test_every_arm_is_measured_on_the_same_units_and_judged(name: str, lab: Lab)
     found = {arm: experiment.protocol.measure(lab, value, 0, 0, count) for arm, value in experiment.arms().items()}
     for outcomes in found.values():
         assert {len(totals) for totals, _ in outcomes.metrics.values()} == {count}
+    effects = (experiment.primary, *experiment.valid_if, *experiment.secondary)
+    sides = [found[arm].of(metric or experiment.metric) for effect in effects for arm, metric, _ in effect.terms]
+    if not all(counts.sum() for _, counts in sides):  # random weights may say nothing that counts: then there is no effect
+        with pytest.raises(TesseraError, match="nothing was counted"):
+            judge(experiment, found, looks=1)
+        return
     judged = judge(experiment, found, looks=1)
     assert judged.primary is not None and np.isfinite(judged.primary.value)
 
