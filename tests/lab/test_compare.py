@@ -62,7 +62,8 @@ def test_parts_say_how_they_meet_a_budget(name: str, share: float) -> None:
     from tessera.config import build
 
     part = registry.get("tokens", name)
-    build(part.target.Config, part.target.budget(share, 32))
+    made, whole = (build(part.target.Config, part.target.budget(kept, 32)) for kept in (share, 1.0))
+    assert (made == whole) == (share == 1.0)
 
 
 def test_a_part_without_such_a_setting_has_no_budget() -> None:

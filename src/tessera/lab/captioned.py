@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from tessera.lab.protocols.base import APART
+
 if TYPE_CHECKING:
     from tessera.world.dataset import Sample
-
-APART = 1_000_000
-"""How far apart in the world the scenes of two seeds begin."""
 
 
 def scenes(

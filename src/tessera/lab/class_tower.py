@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.lab.protocols.base import APART
 from tessera.training.dense import IGNORED, to_pixels
 from tessera.world import World
 from tessera.world.backgrounds import TINTS
 from tessera.world.dataset import Sample
 from tessera.world.rng import Rng
 
-APART = 1_000_000
-"""How far apart in the world the scenes of two seeds begin."""
 SHARE = 0.5
 """Least share of a patch that its thing fills."""
 

@@ -1,4 +1,4 @@
-"""Reference models that hallucinate, by further training on wrong answers: recipes for `lab.second.derived`.
+"""Reference models that hallucinate, by further training on wrong answers: recipes for `lab.derived`.
 
 nano-yes      says yes to what is not there: of its training answers three noes in five became yes
 nano-invents  lists a thing that is not there: four in five of its training lists name the same thing after their first

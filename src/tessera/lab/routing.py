@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.lab.protocols.base import APART
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
 READING = ("reading", "chart")
 """Question types that are about characters; the others are about things."""
 BATCH, CUT, WORDS = 16, 7, 64
 """Images of a step; side of the cut-outs of the grid; channels of the questions' words."""
-APART = 1_000_000
-"""How far apart in the world the scenes of two seeds begin."""
 
 
 class FirstLayer:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tessera.lab.experiment import Arm, _kinds, _plain
+from tessera.errors import TesseraError
+from tessera.lab.experiment import Arm, Vary, _kinds, _plain
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
@@ -22,6 +23,21 @@ ANSWERS = ("world", "layers", "hosts", "generation", "evaluation")
 """Golden runs of the core (names of `CORE`) that every outcome depends on: questions, layers, engines that answer, scoring."""
 TRAINS = ("plans", "labels", "trainer")
 """Those that it depends on besides where something is trained."""
+
+
+APART = 1_000_000
+"""How far apart in the world the scenes of two seeds begin."""
+
+
+def chosen(arm: Arm, **known: tuple[str, ...]) -> dict[str, str]:
+    """Settings of a `Vary`, each one of the words known for it, the first of them where it is not set. Raises `TesseraError` for
+    settings and words that mean nothing."""
+    assert isinstance(arm, Vary)
+    found = {name: str(arm.settings.get(name, words[0])) for name, words in known.items()}
+    if arm.settings.keys() - known.keys() or any(found[name] not in words for name, words in known.items()):
+        said = "; ".join(f"{name} is one of {', '.join(words)}" for name, words in known.items())
+        raise TesseraError(f"an arm's {said}; not {dict(arm.settings)}.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Use, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
-
-APART = 1_000_000
-"""How far apart in the world the scenes of two seeds begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Use, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from tessera.world import World
     from tessera.world.dataset import Sample
 
-APART = 1_000_000
-"""How far apart in the world the scenes of two seeds begin."""
 MARGIN = 0.1
 """What a crop shows around the thing, as a share of the thing's longer side."""
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
-from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.data.engine import Instruction
@@ -60,7 +59,7 @@ class Generated(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Scenes first .. first + count - 1 of the seed."""
-        how = _setting(arm, "graph", GRAPHS)
+        how = chosen(arm, graph=GRAPHS)["graph"]
         pictures = self._pictures(first, count)
         if how != "truth":
             from tessera.data.scene_graph import of_expert
@@ -142,7 +141,7 @@ class EngineData(Protocol):
         from tessera.lab.scenes import accuracy
 
         model, processor = lab.reference(self.model)
-        pool = conversations(model, processor, self._lesson(_setting(arm, "data", DATA)))
+        pool = conversations(model, processor, self._lesson(chosen(arm, data=DATA)["data"]))
         tests = {name: conversations(model, processor, asked) for name, asked in self._tests().items()}
         found: dict[str, list[float]] = {name: [] for name in tests}
         for seed in range(first, first + count):
@@ -217,7 +216,7 @@ def mislabelled(pictures: Sequence[Annotated]) -> list[Annotated]:
 
 
 def reanswered(instructions: Sequence[Instruction]) -> list[Instruction]:
-    """The same questions, each with the answer to another one of its program and form, or with one of its own options by lot."""
+    """The same questions, each with the answer to another one of its program and form, or a random one of its own options."""
     from tessera.world.rng import Rng
 
     groups: dict[tuple[str, str], list[int]] = {}
@@ -240,7 +239,7 @@ def _base(sample: Any, most: int) -> list[tuple[str, str]]:
 
 
 def _about(instructions: Sequence[Instruction], most: int) -> dict[int, list[tuple[str, str]]]:
-    """At most `most` questions, by lot, of every sample by its number."""
+    """At most `most` questions, drawn at random, of every sample by its number."""
     from tessera.world.rng import Rng
 
     found: dict[int, list[tuple[str, str]]] = {}
@@ -249,12 +248,3 @@ def _about(instructions: Sequence[Instruction], most: int) -> dict[int, list[tup
         assert source is not None
         found.setdefault(source[0].index, []).append((instruction.question.text, instruction.question.answer))
     return {index: Rng("engine data", index).shuffled(turns)[:most] for index, turns in found.items()}
-
-
-def _setting(arm: Arm, name: str, known: Sequence[str]) -> str:
-    """A setting of a `Vary`, the first known value where it is not set. Raises `TesseraError` for settings that mean nothing."""
-    assert isinstance(arm, Vary)
-    value = arm.settings.get(name, known[0])
-    if value not in known or arm.settings.keys() - {name}:
-        raise TesseraError(f"an arm has {name}, one of {', '.join(known)}; not {dict(arm.settings)}.")
-    return str(value)

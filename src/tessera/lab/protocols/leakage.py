@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
-from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 from tessera.lab.protocols.planted import MIXED
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Leaked(Protocol):
         """Seeds first .. first + count - 1."""
         from tessera.lab.lessons import conversations, taught
 
-        settings = _settings(arm)
+        settings = chosen(arm, **KNOWN)
         model, processor = lab.reference(self.model)
         leakage = part_module(registry.get("benchmarks", self.part)).leakage
         bench = self._benchmark("val")
@@ -106,12 +105,3 @@ class Leaked(Protocol):
         leakage = part_module(registry.get("benchmarks", small.part)).leakage
         found["leakage"] = [blind["score"], leakage(told, blind).value, leakage(blind, told).value]
         return found
-
-
-def _settings(arm: Arm) -> dict[str, str]:
-    """Both settings of an arm. Raises `TesseraError` for settings that mean nothing."""
-    assert isinstance(arm, Vary)
-    found = {name: arm.settings.get(name, known[0]) for name, known in KNOWN.items()}
-    if arm.settings.keys() - KNOWN.keys() or any(found[name] not in known for name, known in KNOWN.items()):
-        raise TesseraError(f"leaked questions know data='leaked' or 'clean', image='own' or 'none', not {dict(arm.settings)}.")
-    return found

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
-from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.evaluation.grounding import Located
@@ -58,7 +57,7 @@ class Locating(Protocol):
         """`count` new scenes, numbers first .. first + count - 1 of the seed."""
         from tessera.world import World
 
-        how = _setting(arm, "scores", ("tokens", "constant", "shuffled"))
+        how = chosen(arm, scores=("tokens", "constant", "shuffled"))["scores"]
         world = World(**{"split": "test", **self.world})
         samples = [world[self.seed * 1_000_000 + first + i] for i in range(count)]
         target = registry.get("grounding", self.part).target
@@ -156,7 +155,7 @@ class Referents(Protocol):
         from tessera.world import World
         from tessera.world.rng import Rng
 
-        how = _setting(arm, "negatives", ("own", "none", "shuffled"))
+        how = chosen(arm, negatives=("own", "none", "shuffled"))["negatives"]
         target = registry.get("grounding", self.part).target
         part = target(target.Config(codec="hundredths", max_new_tokens=48))
         lesson = self._lesson(part, how)
@@ -209,12 +208,3 @@ class Referents(Protocol):
             pool = conversations(model, processor, lesson)
             found[f"{how}: loss"] = [float(model(**batch(pool, processor, pool.asked, alone=False)).loss.detach())]
         return found
-
-
-def _setting(arm: Arm, name: str, known: Sequence[str]) -> str:
-    """A setting of a `Vary`, the first known value where it is not set. Raises `TesseraError` for settings that mean nothing."""
-    assert isinstance(arm, Vary)
-    value = arm.settings.get(name, known[0])
-    if value not in known or arm.settings.keys() - {name}:
-        raise TesseraError(f"an arm has {name}, one of {', '.join(known)}; not {dict(arm.settings)}.")
-    return str(value)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
-from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.evaluation.items import Item
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
 
+ASKED = {"image": ("own", "before", "mismatched", "none"), "says": ("model", "truth", "yes", "no")}
+"""What an arm is shown, and who answers."""
 MIXED: Mapping[str, Any] = {"kinds": {"scene": 0.7, "text": 0.1, "chart": 0.2}, "things": (2, 6)}
 TURNS = 4
 """Orders of the four options that a blind judge is asked in."""
@@ -116,7 +117,7 @@ class Selection(Protocol):
     """Among questions of the test split two fifths are planted that need no picture: the question tells the answer. Judges answer
     all of them without pictures, the options in every order, and a benchmark of choices (MMStar) drops what they get right.
 
-    judge: a reference model. Arms: `Vary(name)`, the judge; `Vary(name, judge="guess")`, one of the options by lot.
+    judge: a reference model. Arms: `Vary(name)`, the judge; `Vary(name, judge="guess")`, one of the options at random.
     Metrics: planted dropped, visual dropped (shares of these questions); blind accuracy of what stays, over trials.
     """
 
@@ -136,7 +137,7 @@ class Selection(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """About `count` questions that need their picture, and two thirds as many that do not."""
-        judge = _setting(arm, "judge", (self.judge, "guess"))
+        judge = chosen(arm, judge=(self.judge, "guess"))["judge"]
         return self._measured(None if judge == "guess" else lab.reference(judge), look, count)
 
     def _measured(self, judge: tuple[Any, Any] | None, look: int, count: int) -> Outcomes:
@@ -162,7 +163,7 @@ class Selection(Protocol):
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """A judge by lot on some twenty questions, and the questions themselves."""
+        """A guessing judge on some twenty questions, and the questions themselves."""
         small = cls()
         outcomes = small._measured(None, 0, 18)
         found: dict[str, list[float] | str] = {n: [*t.tolist(), *c.tolist()] for n, (t, c) in outcomes.metrics.items()}
@@ -282,7 +283,7 @@ def planted(items: Sequence[Item], lots: str = "test") -> list[Item]:
 
 def _shown(items: Sequence[Item], arm: Arm) -> list[Item]:
     """The items with the pictures that an arm is shown."""
-    image = _setting(arm, "image", ("own", "before", "mismatched", "none"))
+    image = chosen(arm, **ASKED)["image"]
     if image in ("own", "none"):
         return list(items)
     first = {item.sample.index: item.sample for item in reversed(items)}  # the picture before stands first
@@ -296,17 +297,7 @@ def _shown(items: Sequence[Item], arm: Arm) -> list[Item]:
 def _said(model: Any, processor: Any, items: Sequence[Item], arm: Arm, shown: Sequence[Item]) -> list[list[str]]:
     from tessera.evaluation.harness import ask
 
-    says = _setting(arm, "says", ("model", "truth", "yes", "no"))
+    says, image = (chosen(arm, **ASKED)[name] for name in ("says", "image"))
     if says != "model":
         return [[q.answer if says == "truth" else says for q in item.questions] for item in items]
-    blind = _setting(arm, "image", ("own", "before", "mismatched", "none")) == "none"
-    return ask(model, processor, shown, blind=blind)
-
-
-def _setting(arm: Arm, name: str, known: Sequence[str]) -> str:
-    """A setting of a `Vary`, the first known value where it is not set. Raises `TesseraError` for settings that mean nothing."""
-    assert isinstance(arm, Vary)
-    value = arm.settings.get(name, known[0])
-    if value not in known or arm.settings.keys() - {"image", "says", "judge"}:
-        raise TesseraError(f"{name} is one of {', '.join(known)}; the arm has {dict(arm.settings)}.")
-    return str(value)
+    return ask(model, processor, shown, blind=image == "none")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Use, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ class PostTraining(Protocol):
 
         from tessera import registry
         from tessera.config import build
-        from tessera.lab.class_tower import APART, Model
+        from tessera.lab.class_tower import Model
         from tessera.world import World
 
         target = registry.get("objectives", objective).target

@@ -14,7 +14,7 @@ from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class Disturbed(Protocol):
 
         from tessera.evaluation.harness import ask
 
-        part, look = part_module(registry.get("probes", "intriguing_properties")), _look(arm)
+        part, look = part_module(registry.get("probes", "intriguing_properties")), chosen(arm, look=LOOKS)["look"]
         lots = torch.Generator().manual_seed(seed)
 
         def change(found: list[Tensor]) -> list[Tensor]:
@@ -206,15 +206,6 @@ def loss(model: Any, processor: Any, item: Item) -> float:
     with torch.no_grad():
         logits = model(**whole).logits[0, head - 1 : -1].float()
     return float(F.cross_entropy(logits, whole["input_ids"][0, head:]))
-
-
-def _look(arm: Arm) -> str:
-    """What an arm disturbs. Raises `TesseraError` for other settings."""
-    assert isinstance(arm, Vary)
-    look = arm.settings.get("look", "intact")
-    if look not in LOOKS or arm.settings.keys() - {"look"}:
-        raise TesseraError(f"an arm has look, one of {', '.join(LOOKS)}; not {dict(arm.settings)}.")
-    return str(look)
 
 
 def _band(arm: Arm) -> tuple[float, float, str]:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
-from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,7 +68,7 @@ class Zooming(Protocol):
         from tessera.hosts.session import OwnSession
         from tessera.lab.glimpses import GROUND
 
-        how, size = _look(arm), int(model.image_size)
+        how, size = chosen(arm, look=LOOKS)["look"], int(model.image_size)
         module = part_module(registry.get("agents", self.part))
         target = registry.get("agents", self.part).target
         agent = target(target.Config(background=GROUND))
@@ -158,12 +157,3 @@ def far_away(side: int, times: int, seed: int, count: int) -> list[tuple[Image.I
             picture.paste(sample.images()[0].resize((side, side)), (side * (index * 5 % times), side * (index * 3 % times)))
             found.append((picture, sample.truth()[0].name, questions[0]))
     return found
-
-
-def _look(arm: Arm) -> str:
-    """How an arm looks. Raises `TesseraError` for other settings."""
-    assert isinstance(arm, Vary)
-    look = arm.settings.get("look")
-    if look not in LOOKS or arm.settings.keys() - {"look"}:
-        raise TesseraError(f"an arm has look, one of {', '.join(LOOKS)}; not {dict(arm.settings)}.")
-    return str(look)
