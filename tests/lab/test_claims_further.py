@@ -84,7 +84,7 @@ def test_every_arm_gives_what_the_effects_are_about(socket, part, claim, lab, mo
             assert len(totals) == len(counts) == 1
 
 
-def test_arms_that_differ_in_their_test_share_a_training_and_the_model_as_it_is_takes_one(lab, monkeypatch) -> None:
+def test_arms_that_differ_in_their_test_share_a_training_and_the_model_as_it_is_is_asked_of_every_seed(lab, monkeypatch) -> None:
     runs, keys, whole = [], {}, further_training.trained
     monkeypatch.setattr(further_training, "trained", lambda *arguments: runs.append(1) or whole(*arguments))
     monkeypatch.setattr(
@@ -93,8 +93,8 @@ def test_arms_that_differ_in_their_test_share_a_training_and_the_model_as_it_is_
     for arm in (Vary("own"), Vary("other", test="other")):
         assert len(TINY.measure(lab, arm, 0, 0, 2).of("accuracy")[0]) == 2
     assert len(runs) == 2
-    TINY.measure(lab, Vary("before", steps=0), 0, 0, 3)
-    assert len(runs) == 3
+    before = TINY.measure(lab, Vary("before", steps=0), 0, 0, 3).of("accuracy")[0]
+    assert len(runs) == 5 and len(before) == 3  # the scenes are each seed's own
 
 
 def _keep(keys, key, depends, make):
@@ -104,7 +104,7 @@ def _keep(keys, key, depends, make):
 
 def test_the_seed_is_that_of_the_data_and_arms_share_it(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny
-    taught, _ = lessons(TINY, model, processor)
+    taught, _ = lessons(TINY, model, processor, 0)
     seen: list[list[int]] = []
     whole = further.batch
     monkeypatch.setattr(further, "batch", lambda p, pool, images, **o: seen.append(list(images)) or whole(p, pool, images, **o))
@@ -117,7 +117,7 @@ def test_the_seed_is_that_of_the_data_and_arms_share_it(tiny, monkeypatch: pytes
 
 def test_a_tuning_alone_trains_and_encoders_never_do(tiny) -> None:
     model, processor = tiny
-    taught, _ = lessons(TINY, model, processor)
+    taught, _ = lessons(TINY, model, processor, 0)
     tuning = {"kind": "arcana", "rank_visual": 2, "rank_text": 2, "dropout": 0.0}
     moved = {}
     for name, arm in (("all", Vary("all")), ("tuning", Vary("tuning", tuning=tuning))):
@@ -203,7 +203,7 @@ def test_scales_count_what_any_of_them_answers(tiny) -> None:
     model, processor = tiny
     plug = {"m3": {"factor": 2}}
     protocol = replace(TINY, steps=30, rate=1e-2, tests={"all": ASKED, "half": {**ASKED, "plug": plug}}, scales=("all", "half"))
-    taught, pools = lessons(protocol, model, processor)
+    taught, pools = lessons(protocol, model, processor, 0)
     assert pools["all"] is pools["half"]
     made = trained(protocol, copy.deepcopy(model), processor, teaching(protocol, Vary("x")), 0, taught, pools)
     assert made["fixed scale"] == max(made["all: accuracy"], made["half: accuracy"]) > 0

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tessera.errors import TesseraError
+from tessera.lab.protocols.base import APART
 from tessera.training.objective import Loss, Objective, Subject, objective_named, tuning_named
 from tessera.world import World
 from tessera.world.contrasts import contrasts
@@ -186,10 +187,18 @@ def _said(model: Any, inputs: dict[str, Tensor]) -> list[list[bool]]:
 
 
 def pool_of(
-    model: Any, processor: Any, count: int, *, split: str, types: Sequence[str], most: int, world: Mapping[str, Any]
+    model: Any,
+    processor: Any,
+    count: int,
+    *,
+    split: str,
+    types: Sequence[str],
+    most: int,
+    world: Mapping[str, Any],
+    seed: int = 0,
 ) -> Pool:
-    """The first `count` scenes of a world that have questions of `types`, at most `most` each. Without `types`, pairs: both
-    pictures with one contrast that has short answers, of which the other picture's is the tempting one.
+    """`count` scenes of a world, the first of the seed's own that have questions of `types`, at most `most` each. Without
+    `types`, pairs: both pictures with one contrast that has short answers, of which the other picture's is the tempting one.
 
     Raises `TesseraError` if there are too few.
     """
@@ -199,7 +208,7 @@ def pool_of(
     asked: list[list[tuple[str, str, str | None]]] = []
     index = 0
     while len(pictures) < count:
-        sample = drawn[index]
+        sample = drawn[APART * seed + index]
         index += 1
         found = _questions(sample, types, most) if types else _contrast(sample)
         if found:

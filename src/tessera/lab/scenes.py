@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tessera.errors import TesseraError
+from tessera.lab.protocols.base import APART
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +38,17 @@ class Scenes:
 
 
 def scenes(
-    model: Any, processor: Any, count: int, *, split: str, types: Sequence[str], things: tuple[int, int], most: int
+    model: Any,
+    processor: Any,
+    count: int,
+    *,
+    split: str,
+    types: Sequence[str],
+    things: tuple[int, int],
+    most: int,
+    seed: int = 0,
 ) -> Scenes:
-    """The first `count` scenes of a split, with at most `most` questions of `types` each.
+    """`count` scenes of a split, a seed's own, with at most `most` questions of `types` each.
 
     Raises `TesseraError` if nothing can be asked.
     """
@@ -54,7 +63,7 @@ def scenes(
     seen: list[Tensor] = []
     pictures: list[Any] = []
     for index in range(count):
-        sample = world[index]
+        sample = world[APART * seed + index]
         pictures.append(sample.drawings(size=(side, side))[0].image)
         own = sample.rng("short training").shuffled(sample.questions(tuple(types)))[:most]
         if own:

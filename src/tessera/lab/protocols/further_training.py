@@ -34,7 +34,7 @@ class FurtherTraining(Protocol):
     many scenes they are about, and how many of one scene.
 
     tests: name -> types (none: contrasts of pairs, `world.contrasts`), world, pictures, most (questions of one), image ("own" or
-    "mismatched"), plug ({part: options} plugged in meanwhile). Every trained model takes all of them, the same for all seeds.
+    "mismatched"), plug ({part: options} plugged in meanwhile). Every trained model takes all of them, about scenes of its seed.
     scales: names of tests about the same questions.
 
     Arms: `Vary(name, uses=..., objective={"kind": ...}, tuning={"kind": ...}, plugs=[{part: options}, ...], steps=0, test=...)`:
@@ -78,16 +78,14 @@ class FurtherTraining(Protocol):
         test, taught = split(self, arm)
         names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
         names += [f"part {key}" for key in parts_named((*arm.parts(), *tested(self)))]
-        lesson: list[tuple[Pool | None, dict[str, Pool]]] = []
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, float]:
-                if not lesson:
-                    lesson.append(lessons(self, *lab.reference(self.model)))
-                return trained(self, *lab.reference(self.model, copy=True), teaching(self, arm), seed, *lesson[0])
+                lesson = lessons(self, *lab.reference(self.model), seed)
+                return trained(self, *lab.reference(self.model, copy=True), teaching(self, arm), seed, *lesson)
 
-            found.append(lab.kept([self.plain(), taught, seed if taught["steps"] else 0], names, make))
+            found.append(lab.kept([self.plain(), taught, seed], names, make))
         own = {key: key.partition(": ")[2] for key in found[0] if key.startswith(f"{test}: ")}
         rows = [row | {short: row[key] for key, short in own.items()} for row in found]
         return per_seed({metric: [row[metric] for row in rows] for metric in rows[0]})
@@ -130,9 +128,9 @@ def teaching(protocol: FurtherTraining, arm: Vary) -> Teaching:
     return Teaching(**{"batch": protocol.batch, "rate": protocol.rate, "world": protocol.world, **taught})
 
 
-def lessons(protocol: FurtherTraining, model: Any, processor: Any) -> tuple[Pool | None, dict[str, Pool]]:
+def lessons(protocol: FurtherTraining, model: Any, processor: Any, seed: int) -> tuple[Pool | None, dict[str, Pool]]:
     """(the questions that arms without an objective learn from, None without types; those of every test), with what the encoders
-    see: they are the same in all arms and seeds."""
+    see: they are the same in all arms, and other ones for every seed."""
     from tessera.lab.further import pool_of
 
     taught, tests = None, dict[str, Any]()
@@ -145,6 +143,7 @@ def lessons(protocol: FurtherTraining, model: Any, processor: Any) -> tuple[Pool
             types=protocol.types,
             most=protocol.most,
             world=protocol.world,
+            seed=seed,
         )
     same: dict[str, Any] = {}
     for name, options in protocol.tests.items():
@@ -154,7 +153,7 @@ def lessons(protocol: FurtherTraining, model: Any, processor: Any) -> tuple[Pool
         count = asked.pop("pictures")
         key = repr((count, sorted(asked.items())))
         if key not in same:
-            same[key] = pool_of(model, processor, count, split="test", **asked)
+            same[key] = pool_of(model, processor, count, split="test", seed=seed, **asked)
         tests[name] = same[key]
     return taught, tests
 
@@ -232,7 +231,7 @@ def _golden(cls: type[FurtherTraining]) -> Numbers:
     with quiet(), seeded():
         start, processor = copy.deepcopy(subject("nano")[0]), subject("nano")[1]
         fill(start, 0)
-        taught, pools = lessons(protocol, start.eval(), processor)
+        taught, pools = lessons(protocol, start.eval(), processor, 0)
         assert taught is not None
         for name, pool in (("training", taught), *pools.items()):
             found[f"pool {name}"] = [float(sum(map(len, pool.asked))), *summary(pool.pixels), *summary(pool.seen)]

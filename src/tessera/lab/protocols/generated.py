@@ -15,7 +15,7 @@ from tessera import registry
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol, chosen
+from tessera.lab.protocols.base import APART, Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.data.engine import Instruction
@@ -73,7 +73,7 @@ class Generated(Protocol):
         from tessera.world import World
 
         world = World(**{"split": "test", **self.world})
-        return of_samples(world[self.seed * 1_000_000 + first + i] for i in range(count))
+        return of_samples(world[APART * self.seed + first + i] for i in range(count))
 
     def _measured(self, pictures: Sequence[Annotated]) -> Outcomes:
         import numpy as np
@@ -141,21 +141,22 @@ class EngineData(Protocol):
         from tessera.lab.scenes import accuracy
 
         model, processor = lab.reference(self.model)
-        pool = conversations(model, processor, self._lesson(chosen(arm, data=DATA)["data"]))
-        tests = {name: conversations(model, processor, asked) for name, asked in self._tests().items()}
-        found: dict[str, list[float]] = {name: [] for name in tests}
+        how = chosen(arm, data=DATA)["data"]
+        found: dict[str, list[float]] = {}
         for seed in range(first, first + count):
+            pool = conversations(model, processor, self._lesson(how, seed))
             learned, _ = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
-            for name, test in tests.items():
-                found[name].append(accuracy(learned, processor, test, "own", alone=False))
+            for name, asked in self._tests(seed).items():
+                test = conversations(model, processor, asked)
+                found.setdefault(name, []).append(accuracy(learned, processor, test, "own", alone=False))
         return per_seed(found)
 
-    def _lesson(self, how: str) -> list[About]:
+    def _lesson(self, how: str, seed: int = 0) -> list[About]:
         from tessera.data.scene_graph import of_samples
         from tessera.world import World
 
         world = World(**{"split": "train", **self.world})
-        samples = [world[i] for i in range(self.pictures)]
+        samples = [world[APART * seed + i] for i in range(self.pictures)]
         base = {sample.index: _base(sample, self.most) for sample in samples}
         if how != "base":
             target = registry.get("engines", self.part).target
@@ -163,12 +164,12 @@ class EngineData(Protocol):
             base |= _about(reanswered(made) if how == "shuffled" else made, self.most)
         return [(sample.images()[0], base[sample.index]) for sample in samples]
 
-    def _tests(self) -> dict[str, list[About]]:
+    def _tests(self, seed: int = 0) -> dict[str, list[About]]:
         from tessera.data.scene_graph import of_samples
         from tessera.world import World
 
         world = World(**{"split": "test", **self.world})
-        samples = [world[i] for i in range(self.asked)]
+        samples = [world[APART * seed + i] for i in range(self.asked)]
         target = registry.get("engines", self.part).target
         engine = target(target.Config(single=self.programs, several=("none",), phrasing="held-out"))
         turns = _about(list(engine.instructions(of_samples(samples))), self.most)

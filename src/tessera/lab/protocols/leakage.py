@@ -61,26 +61,26 @@ class Leaked(Protocol):
         settings = chosen(arm, **KNOWN)
         model, processor = lab.reference(self.model)
         leakage = part_module(registry.get("benchmarks", self.part)).leakage
-        bench = self._benchmark("val")
-        before = bench.run(model, processor, blind=True)
-        pool = conversations(model, processor, self._lesson(settings["data"]))
         found: dict[str, list[float]] = {"leakage": [], "blind score": []}
         for seed in range(first, first + count):
-            shown = settings["image"]
+            shown, bench = settings["image"], self._benchmark("val", seed)
+            before = bench.run(model, processor, blind=True)
+            pool = conversations(model, processor, self._lesson(settings["data"], seed))
             learned = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images, image=shown)
             after = bench.run(*learned, blind=True)
             found["leakage"].append(leakage(after, before).value)
             found["blind score"].append(after["score"])
         return per_seed(found)
 
-    def _benchmark(self, split: str) -> Any:
+    def _benchmark(self, split: str, seed: int = 0) -> Any:
         from tessera.world import WorldConfig
 
         target = registry.get("benchmarks", self.part).target
-        return target(target.Config(per_axis=self.per_axis, world=WorldConfig(**{**self.world, "split": split})))
+        world = WorldConfig(**{**self.world, "split": split})
+        return target(target.Config(per_axis=self.per_axis, seed=seed, world=world))
 
-    def _lesson(self, data: str) -> list[About]:
-        items: Sequence[Item] = self._benchmark("val" if data == "leaked" else "train").items()
+    def _lesson(self, data: str, seed: int = 0) -> list[About]:
+        items: Sequence[Item] = self._benchmark("val" if data == "leaked" else "train", seed).items()
         return [(item.sample.images()[0], [(q.text, q.answer) for q in item.questions]) for item in items]
 
     @classmethod

@@ -14,7 +14,7 @@ from tessera import registry
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol, chosen
+from tessera.lab.protocols.base import APART, Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.evaluation.grounding import Located
@@ -158,15 +158,14 @@ class Referents(Protocol):
         how = chosen(arm, negatives=("own", "none", "shuffled"))["negatives"]
         target = registry.get("grounding", self.part).target
         part = target(target.Config(codec="hundredths", max_new_tokens=48))
-        lesson = self._lesson(part, how)
         test = World(**{"split": "test", **self.world})
-        samples = [test[i] for i in range(self.asked)]
-        shown = [sample.images()[0] for sample in samples]
-        absent = [part.absent(sample, Rng("absent", sample.index), 1) for sample in samples]
-        present = [[Rng("present", sample.index).choice(sample.truth()).name] for sample in samples]
-        pool = conversations(*lab.reference(self.model), lesson)
         made: dict[str, list[float]] = {"false boxes": [], "found": []}
         for seed in range(first, first + count):
+            samples = [test[APART * seed + i] for i in range(self.asked)]
+            shown = [sample.images()[0] for sample in samples]
+            absent = [part.absent(sample, Rng("absent", sample.index), 1) for sample in samples]
+            present = [[Rng("present", sample.index).choice(sample.truth()).name] for sample in samples]
+            pool = conversations(*lab.reference(self.model), self._lesson(part, how, seed))
             learned = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
             false = part.locate(*learned, shown, absent)
             made["false boxes"].append(sum(bool(finds) for finds in false) / len(samples))
@@ -174,13 +173,13 @@ class Referents(Protocol):
             made["found"].append(sum(any(f.label == name for f in finds) for finds, [name] in found) / len(samples))
         return per_seed(made)
 
-    def _lesson(self, part: Any, how: str) -> list[About]:
+    def _lesson(self, part: Any, how: str, seed: int = 0) -> list[About]:
         from tessera.world import World
         from tessera.world.rng import Rng
 
         scenarios = part_module(registry.get("grounding", self.part)).SCENARIOS
         world, made = World(**{"split": "train", **self.world}), list["About"]()
-        for index in range(self.pictures):
+        for index in range(APART * seed, APART * seed + self.pictures):
             sample, rng = world[index], Rng("referents", index)
             turns: list[tuple[str, str, str]] = []
             for _ in range(2 * self.rounds if how == "none" else self.rounds):

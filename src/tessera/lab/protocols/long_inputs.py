@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.judge import Outcomes, per_seed
-from tessera.lab.protocols.base import Protocol
+from tessera.lab.protocols.base import APART, Protocol
 from tessera.lab.protocols.short_training import SMALL, TOWER
 
 if TYPE_CHECKING:
@@ -81,14 +81,11 @@ class LongInputs(Protocol):
         plugged = [*train, *(part for asked in self.asked.values() for part in asked.get("plug", {}))]
         names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
         names += [f"part {part}" for part in parts_named([*arm.parts(), *plugged])]
-        lesson: list[tuple[Pictures, Pictures]] = []
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, dict[str, float]]:
-                if not lesson:
-                    lesson.append(lessons(lab, self))
-                return trained(lab, self, train, seed, *lesson[0])
+                return trained(lab, self, train, seed, *lessons(lab, self, seed))
 
             found.append(lab.kept([self.plain(), train, seed], names, make))
         return per_seed({metric: [f[way][metric] for f in found] for metric in ("accuracy", "loss")})
@@ -106,7 +103,7 @@ class LongInputs(Protocol):
             asked=asked, tower=tower, start="", square=2, language=sizes, pictures=40, test_pictures=40, few=(1, 2), many=4,
             rows=4, steps=6, tested=8,
         )  # fmt: skip
-        taught, shown = lessons(lab, micro)
+        taught, shown = lessons(lab, micro, 0)
         found: dict[str, list[float] | str] = {"kinds": " ".join(taught.kinds), "seen": summary(taught.seen)}
         for label, train in (("whole", {}), ("random strides", {"v2pe": {"strides": (16, 256)}})):
             made = trained(lab, micro, train, 0, taught, shown)
@@ -141,7 +138,7 @@ def built(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Any, Any]:
     """A composed model with random weights of the seed's behind the tower, and its processor."""
     import torch
 
-    from tessera.recipes.nano import model as nano
+    from tessera.recipes.nano import language
     from tessera.recipes.recipe import Recipe
     from tessera.training.plan import TrainConfig
     from tessera.training.run import build
@@ -153,7 +150,7 @@ def built(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Any, Any]:
         "connector": {"kind": "linear"},
         "coupling": {"kind": "prefix"},
     }
-    made = {"parts": parts, "text_config": nano(**sizes)["text_config"]}
+    made = {"parts": parts, "text_config": language(**sizes)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = build(Recipe(name="long", about="An experiment's.", model=made, training=TrainConfig(device="cpu")))
@@ -162,24 +159,24 @@ def built(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def lessons(lab: Lab, protocol: LongInputs) -> tuple[Pictures, Pictures]:
-    """Pictures to learn with and to be asked about."""
+def lessons(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Pictures, Pictures]:
+    """Pictures to learn with and to be asked about, a seed's own."""
     model, processor = built(lab, protocol, 0)
     return (
-        pictures(model, processor, "train", protocol.pictures),
-        pictures(model, processor, "test", protocol.test_pictures),
+        pictures(model, processor, "train", protocol.pictures, seed),
+        pictures(model, processor, "test", protocol.test_pictures, seed),
     )
 
 
-def pictures(model: Any, processor: Any, split: str, count: int) -> Pictures:
-    """The first `count` scenes of a split with one thing each."""
+def pictures(model: Any, processor: Any, split: str, count: int, seed: int = 0) -> Pictures:
+    """`count` scenes of a split, a seed's own, with one thing each."""
     import torch
 
     from tessera.world import World
 
     side = int(model.image_size)
     world = World(split=split, kinds={"scene": 1.0}, things=(1, 1))
-    samples = [world[index] for index in range(count)]
+    samples = [world[APART * seed + index] for index in range(count)]
     seen = []
     with torch.no_grad():
         for begin in range(0, count, CHUNK):

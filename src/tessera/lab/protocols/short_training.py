@@ -85,14 +85,11 @@ class ShortTraining(Protocol):
         kinds = [part for found in (arm, Build("protocol", **self.parts)) for part in found.parts()]
         names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
         names += [f"part {key}" for key in parts_named(kinds)]
-        lesson: list[tuple[Scenes, Scenes]] = []
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, float]:
-                if not lesson:
-                    lesson.append(lessons(lab, self, arm))
-                return trained(lab, self, arm, seed, *lesson[0])
+                return trained(lab, self, arm, seed, *lessons(lab, self, arm, seed))
 
             found.append(lab.kept([self.plain(), taught, seed], names, make))
         return per_seed({"accuracy": [f[test] for f in found], "loss": [f["loss"] for f in found]})
@@ -121,7 +118,7 @@ class ShortTraining(Protocol):
         arms = (*arms, ("staged", staged, Build("mlp", connector={"kind": "mlp"})))
         arms = (*arms, ("copied", copied, Build("mixture", {"train": [{"coupling": 1.0}]}, coupling=mixture)))
         for label, protocol, arm in arms:
-            taught, asked = lessons(lab, protocol, arm)
+            taught, asked = lessons(lab, protocol, arm, 0)
             made = trained(lab, protocol, arm, 0, taught, asked)
             found |= {f"{label}: {name}": [value] for name, value in sorted(made.items())}
             found[f"{label}: pool"] = [float(len(taught.questions)), *summary(taught.seen)]
@@ -142,14 +139,15 @@ def split(protocol: ShortTraining, arm: Build) -> tuple[str, dict[str, Any]]:
     return test, plain
 
 
-def lessons(lab: Lab, protocol: ShortTraining, arm: Build) -> tuple[Scenes, Scenes]:
+def lessons(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[Scenes, Scenes]:
     """What is taught and what is asked, with what the arm's towers see (the towers are the same for all seeds)."""
     from tessera.lab.scenes import scenes
 
     model, processor = built(lab, protocol, arm, 0)
 
     def of(split: str, count: int) -> Scenes:
-        return scenes(model, processor, count, split=split, types=protocol.types, things=protocol.things, most=protocol.most)
+        kinds, most = protocol.types, protocol.most
+        return scenes(model, processor, count, split=split, types=kinds, things=protocol.things, most=most, seed=seed)
 
     return of("train", protocol.scenes), of("test", protocol.test_scenes)
 
@@ -212,13 +210,13 @@ def built(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[Any
 
 def _text(lab: Lab, protocol: ShortTraining) -> dict[str, Any]:
     """Configuration of the language model: that of the reference model that it begins as, or one of the protocol's sizes."""
-    from tessera.recipes.nano import model as nano
+    from tessera.recipes.nano import language
 
     if "language_model" in protocol.start:
         made: dict[str, Any] = lab.reference(protocol.start["language_model"])[0].config.text_config.to_dict()
         return made
     sizes = {key: protocol.language[key] for key in ("layers", "width", "hidden")}
-    text: dict[str, Any] = nano(**sizes)["text_config"]
+    text: dict[str, Any] = language(**sizes)
     return text
 
 
