@@ -7,8 +7,9 @@ Everything is float32 on the CPU, without autocast, so that a verdict does not d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tessera.errors import TesseraError
@@ -79,3 +80,76 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
     model.eval()
     return losses
+
+
+def descend(
+    parameters: Iterable[nn.Parameter],
+    loss_of: Callable[[torch.Generator], Tensor],
+    steps: int,
+    *,
+    lr: float,
+    seed: int,
+    weight_decay: float = 0.01,
+) -> None:
+    """AdamW on parameters that belong to no composed model: heads over features, small towers. Clipped at norm 1; the rate rises
+    for `WARMUP` steps, a tenth of all at most, and falls over the second half.
+
+    loss_of: the generator of the data order, a seed's own -> a number
+    """
+    import torch
+
+    order, trained = torch.Generator().manual_seed(seed), [p for p in parameters if p.requires_grad]
+    optimizer, warmup = torch.optim.AdamW(trained, lr, weight_decay=weight_decay), max(1, min(WARMUP, steps // 10))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / warmup, 2 * (steps - step) / steps)
+        loss_of(order).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def fit_rows(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    data: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Trains the model in place by `loss(inputs, labels)` on random rows of (inputs [R, ...], labels [R, ...]), and leaves it in
+    evaluation mode."""
+    import torch
+
+    def loss_of(order: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data[1]), (batch,), generator=order)
+        return loss(data[0][rows], data[1][rows])
+
+    model.train()
+    descend(model.parameters(), loss_of, steps, lr=lr, seed=seed, weight_decay=0.05)
+    model.eval()
+
+
+def restored(model: nn.Module, folder: Path) -> bool:
+    """Whether the folder holds weights that `keep` wrote; they are then the model's."""
+    from safetensors.torch import load_file
+
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        return False
+    model.load_state_dict(load_file(path), strict=False)
+    return True
+
+
+def keep(model: nn.Module, folder: Path) -> None:
+    """Writes the model's floating-point weights into the folder."""
+    from safetensors.torch import save_file
+
+    from tessera.io import atomic_write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items() if value.is_floating_point()}
+    with atomic_write(folder / "weights.safetensors") as path:
+        save_file(state, path)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.lab.fit import descend
 from tessera.lab.protocols.base import APART
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
 
@@ -22,6 +23,8 @@ READING = ("reading", "chart")
 """Question types that are about characters; the others are about things."""
 BATCH, CUT, WORDS = 16, 7, 64
 """Images of a step; side of the cut-outs of the grid; channels of the questions' words."""
+RATE = 2e-3
+"""Peak learning rate."""
 
 
 class FirstLayer:
@@ -129,7 +132,7 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
         assert mova.router is not None
         router = set(mova.router.parameters())
         learned = [p for p in [*mova.parameters(), *head.parameters()] if p not in router]
-        _train(learned, steps, lambda: loss(*_lots(train, experts)).mean())
+        descend(learned, lambda order: loss(*_lots(train, experts, order)).mean(), steps, lr=RATE, seed=seed)
         mova.eval()
         rows = torch.arange(len(train.labels))
         with torch.no_grad():
@@ -140,12 +143,12 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
             assert mova.router is not None
             return mova.router(asked.question(rows), asked.features[0][rows], (CUT, CUT))
 
-        def router_step() -> Tensor:
-            chosen = torch.randint(len(train.labels), (BATCH,))
+        def router_step(order: torch.Generator) -> Tensor:
+            chosen = torch.randint(len(train.labels), (BATCH,), generator=order)
             found: Tensor = part.router_loss(route(train, chosen), labels[chosen])
             return found
 
-        _train([*router], router_steps, router_step)
+        descend(router, router_step, router_steps, lr=RATE, seed=seed)
         every = torch.arange(len(test.labels))
         with torch.no_grad():
             named = part.Router.choose(route(test, every), 1)
@@ -164,21 +167,11 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
         return scores
 
 
-def _train(parameters: list[nn.Parameter], steps: int, step: Any) -> None:
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        step().backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-
-
-def _lots(asked: Asked, experts: int) -> tuple[Tensor, Tensor]:
+def _lots(asked: Asked, experts: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images of a step, and which experts are named for each: all for half of them, else any."""
-    rows = torch.randint(len(asked.labels), (BATCH,))
-    return rows, (torch.rand(BATCH, experts) < 0.5) | (torch.rand(BATCH, 1) < 0.5)
+    rows = torch.randint(len(asked.labels), (BATCH,), generator=order)
+    every = torch.rand(BATCH, 1, generator=order) < 0.5
+    return rows, (torch.rand(BATCH, experts, generator=order) < 0.5) | every
 
 
 def _only(expert: int, experts: int, rows: int) -> Tensor:

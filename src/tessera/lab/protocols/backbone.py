@@ -56,6 +56,7 @@ class Backbone(Protocol):
         from torch import nn
         from torch.nn import functional as F
 
+        from tessera.lab.fit import fit_rows
         from tessera.models.parts import create
         from tessera.world.backgrounds import TINTS
 
@@ -69,7 +70,7 @@ class Backbone(Protocol):
                 logits = model(pixels)
                 return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
 
-            fit(model, loss, train, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+            fit_rows(model, loss, train, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
         right = 0.0
         with torch.no_grad():
             for pixels, labels in zip(test[0].split(64), test[1].split(64), strict=True):
@@ -140,6 +141,7 @@ class TowerDropping(Protocol):
         from torch.nn import functional as F
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
+        from tessera.lab.fit import fit_rows, keep, restored
         from tessera.world.backgrounds import TINTS
 
         with torch.random.fork_rng():
@@ -159,7 +161,7 @@ class TowerDropping(Protocol):
 
             if folder is None or not restored(model, folder):
                 data = tinted(self.side, "train", self.images, seed)
-                fit(model, loss, data, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+                fit_rows(model, loss, data, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
                 if folder is not None:
                     keep(model, folder)
         return tower.eval(), head.eval()
@@ -244,42 +246,3 @@ def tinted(side: int, split: str, count: int, seed: int) -> tuple[Tensor, Tensor
             images.append(np.asarray(sample.images()[0]))
             labels.append(TINTS.index(tint))
     return to_pixels(images), torch.tensor(labels)
-
-
-def fit(model: Any, loss: Any, data: tuple[Tensor, Tensor], *, steps: int, batch: int, lr: float, seed: int) -> None:
-    """AdamW in place; the rate rises for 20 steps and falls over the second half. `loss(pixels, labels)`."""
-    import torch
-
-    order = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    model.train()
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
-        chosen = torch.randint(len(data[1]), (batch,), generator=order)
-        optimiser.zero_grad()
-        loss(data[0][chosen], data[1][chosen]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-    model.eval()
-
-
-def restored(model: Any, folder: Any) -> bool:
-    from safetensors.torch import load_file
-
-    path = folder / "weights.safetensors"
-    if not path.exists():
-        return False
-    model.load_state_dict(load_file(path), strict=False)
-    return True
-
-
-def keep(model: Any, folder: Any) -> None:
-    from safetensors.torch import save_file
-
-    from tessera.io import atomic_write
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().contiguous() for name, value in model.state_dict().items() if value.is_floating_point()}
-    with atomic_write(folder / "weights.safetensors") as path:
-        save_file(state, path)

@@ -271,19 +271,15 @@ def _head(width: int, hidden: int, classes: int) -> Any:
 def _tune(
     model: Any, data: tuple[Tensor, Tensor], *, lr: float, smoothing: float, steps: int, order: int, batch: int = 32
 ) -> None:
-    """AdamW in place, the rate falling over the second half."""
-    import torch
+    """Trains the head in place."""
     from torch.nn import functional as F
 
-    chance = torch.Generator().manual_seed(order)
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
-        rows = torch.randint(len(data[1]), (batch,), generator=chance)
-        optimiser.zero_grad()
-        F.cross_entropy(model(data[0][rows]), data[1][rows], label_smoothing=smoothing).backward()
-        optimiser.step()
+    from tessera.lab.fit import fit_rows
+
+    def loss(features: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(features), labels, label_smoothing=smoothing)
+
+    fit_rows(model, loss, data, steps=steps, batch=batch, lr=lr, seed=order)
 
 
 def _right(logits: Tensor, labels: Tensor) -> float:

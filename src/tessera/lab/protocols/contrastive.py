@@ -159,7 +159,7 @@ class Contrastive(Protocol):
     def _train(self, model: Any, processor: Any, made: Scenes, shuffled: bool, seed: int) -> None:
         import torch
 
-        from tessera.lab.protocols.backbone import fit
+        from tessera.lab.fit import fit_rows
 
         ids, there = _texts(processor, [caption(s) for s in made.samples["train"]])
         own = torch.arange(len(ids))
@@ -172,7 +172,7 @@ class Contrastive(Protocol):
             found: Tensor = model.contrast.loss(model.contrast.images(features.float()).unit(), texts, model.scale)[0]
             return found
 
-        fit(model, loss, (made.features["train"], own), steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+        fit_rows(model, loss, (made.features["train"], own), steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
 
     def _found(self, model: Any, processor: Any, made: Scenes) -> dict[str, dict[str, float]]:
         import torch

@@ -78,6 +78,7 @@ class FrozenFeatures(Protocol):
         from torch import nn
         from torch.nn import functional as F
 
+        from tessera.lab.fit import descend
         from tessera.lab.places import categories, characters, overlap
         from tessera.world.backgrounds import TINTS
 
@@ -86,10 +87,8 @@ class FrozenFeatures(Protocol):
             part = _experts(arm, train)
             sizes = {"category": len(categories()), "tint": len(TINTS), "character": characters(), "box": 4}
             heads = nn.ModuleDict({what: nn.Linear(part.width, size) for what, size in sizes.items()})
-            optimiser = torch.optim.AdamW([*part.parameters(), *heads.parameters()], lr=self.lr, weight_decay=0.01)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.lr, total_steps=self.steps)
-            order = torch.Generator().manual_seed(seed)
-            for _ in range(self.steps):
+
+            def loss_of(order: torch.Generator) -> Tensor:
                 rows = torch.randint(len(train.category), (self.places,), generator=order)
                 x = _merged(part, train, rows)
                 losses = []
@@ -99,10 +98,9 @@ class FrozenFeatures(Protocol):
                         losses.append(F.cross_entropy(heads[what](x), wanted, ignore_index=-100))
                 things = train.category[rows] >= 0
                 losses.append(5 * (F.softplus(heads["box"](x[things])) - train.box[rows][things]).abs().sum() / (4 * len(rows)))
-                optimiser.zero_grad()
-                torch.stack(losses).sum().backward()
-                optimiser.step()
-                schedule.step()
+                return torch.stack(losses).sum()
+
+            descend([*part.parameters(), *heads.parameters()], loss_of, self.steps, lr=self.lr, seed=seed)
             with torch.no_grad():
                 x = _merged(part, test, torch.arange(len(test.category)))
                 scores = {}

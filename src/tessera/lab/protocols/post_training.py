@@ -16,6 +16,7 @@ from tessera.lab.judge import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
@@ -93,7 +94,7 @@ class PostTraining(Protocol):
         from torch.nn import functional as F
 
         from tessera.lab.class_tower import ClassTower, labelled, tinted_scenes
-        from tessera.lab.protocols.backbone import fit, keep, restored
+        from tessera.lab.fit import fit_rows, keep, restored
 
         tower = ClassTower(self.side, self.patch, self.width, self.depth, self.heads)
         if folder is not None and restored(tower, folder):
@@ -103,20 +104,17 @@ class PostTraining(Protocol):
             return F.binary_cross_entropy_with_logits(tower.tints(pixels), tints)
 
         pixels, tints, _ = labelled(tinted_scenes("train", self.things, self.images, self.side, seed), self.patch)
-        fit(tower, loss, (pixels, tints), steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
+        fit_rows(tower, loss, (pixels, tints), steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
         if folder is not None:
             keep(tower, folder)
         return tower
 
     def go_on(self, tower: ClassTower, objective: str, options: Mapping[str, Any], seed: int) -> None:
-        """Trains the tower by the objective, in place: AdamW, a rate that rises for 10 steps and falls to zero."""
-        import math
-
-        import torch
-
+        """Trains the tower by the objective, in place."""
         from tessera import registry
         from tessera.config import build
         from tessera.lab.class_tower import Model
+        from tessera.lab.fit import descend
         from tessera.world import World
 
         target = registry.get("objectives", objective).target
@@ -124,18 +122,15 @@ class PostTraining(Protocol):
         part.prepare(model, None)
         world = World(split="train", kinds={"scene": 1.0}, things=self.things, width=self.side, height=self.side)
         collate = part.collate([world], None, self.lot)
-        weights = [p for p in (*tower.parameters(), *part.parameters()) if p.requires_grad]
-        optimiser = torch.optim.AdamW(weights, self.rate, weight_decay=0.01)
-        model.train()
-        for step in range(self.further):
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * min(1.0, (step + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * step / self.further))
-            begin = APART * seed + APART // 2 + step * self.lot
+        begins = iter(range(APART * seed + APART // 2, APART * (seed + 1), self.lot))
+
+        def loss_of(order: torch.Generator) -> Tensor:
+            begin = next(begins)
             found = part.loss(model, collate(range(begin, begin + self.lot)), None)
-            optimiser.zero_grad()
-            (found.loss_sum / found.loss_weight).backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
+            return found.loss_sum / found.loss_weight
+
+        model.train()
+        descend([*tower.parameters(), *part.parameters()], loss_of, self.further, lr=self.rate, seed=seed)
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
