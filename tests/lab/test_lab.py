@@ -12,8 +12,9 @@ import torch
 from tessera.errors import UserError
 from tessera.lab.experiment import Plug, Vary
 from tessera.lab.judge import Outcomes
-from tessera.lab.lab import Lab, cache_folder, parts_named
+from tessera.lab.lab import Lab, cache_folder
 from tessera.lab.protocols import answering
+from tessera.lab.protocols.base import parts_named
 from tessera.lab.protocols.tiny import tiny_model
 
 

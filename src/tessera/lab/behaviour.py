@@ -156,20 +156,13 @@ def _core(name: str) -> Numbers:
 
 def depends(socket: str, part: str, claim: Claim) -> list[str]:
     """Names of all that a claim's result depends on."""
-    from tessera import registry
-    from tessera.lab.derived import DERIVED, LEARNED
     from tessera.lab.experiment import Exact, Experiment
 
     found = [f"part {socket}/{part}"]
     if isinstance(claim, Exact):
         return found
     arms = list(claim.arms().values()) if isinstance(claim, Experiment) else [claim.treatment, claim.baseline]
-    protocol: Any = claim.protocol
-    names = [*(name for arm in arms if arm is not None for name in arm.parts()), *protocol.named_parts()]
-    found += [f"part {s}/{n}" for n in names for s in registry.SOCKETS if n in registry.names(s)]
-    found += [f"protocol {protocol.name}", *(f"core {n}" for n in protocol.core()), *(f"model {n}" for n in protocol.models())]
+    found += claim.protocol.depends(*(arm for arm in arms if arm is not None))
     if isinstance(claim, Experiment):
         found += [name for given in claim.given for name in given.depends()]
-    if any(name.removeprefix("model ") in DERIVED for name in found):
-        found += [f"core {name}" for name in LEARNED]
     return list(dict.fromkeys(found))

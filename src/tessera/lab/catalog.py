@@ -294,16 +294,11 @@ def recorded(socket: str, name: str, claim: Claim, entry: Entry | None, found: E
 
     As `evidence.why_stale`, which computes the behaviour; weights of models are not looked at here.
     """
-    if entry is None or entry.verdict == "not run":
-        return ["it was never run"]
-    why = [] if claim.digest() == entry.digest else ["the experiment is another one"]
-    if entry.verdict == "crashed":
-        why.append("it crashed")
-    for dependency, was in entry.depends.items():
-        now = str(found.version) if dependency == f"part {socket}/{name}" else _version(dependency)
-        if now not in ("", was):
-            why.append(f"{dependency} behaves otherwise ({was} then, {now} now)")
-    return why
+
+    def version(dependency: str) -> str:
+        return str(found.version) if dependency == f"part {socket}/{name}" else _version(dependency)
+
+    return files.reasons(claim, entry, () if entry is None else entry.depends, version)
 
 
 def _version(dependency: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -308,14 +308,19 @@ def _golden_version(name: str, lab: Lab) -> str:
 
 def why_stale(socket: str, name: str, claim: Claim, entry: Entry | None, lab: Lab) -> list[str]:
     """Why a claim has to be run again, in words; empty if its result is fresh."""
+    return reasons(claim, entry, behaviour.depends(socket, name, claim), lambda dependency: version_of(dependency, lab))
+
+
+def reasons(claim: Claim, entry: Entry | None, depends: Iterable[str], version: Callable[[str], str]) -> list[str]:
+    """As `why_stale`; `version` says what a behaviour is now, "" where that is not known."""
     if entry is None or entry.verdict == "not run":
         return ["it was never run"]
     found = [] if claim.digest() == entry.digest else ["the experiment is another one"]
     if entry.verdict == "crashed":
         found.append("it crashed")
-    for dependency in behaviour.depends(socket, name, claim):
-        was, now = entry.depends.get(dependency), version_of(dependency, lab)
-        if was != now:
+    for dependency in depends:
+        was, now = entry.depends.get(dependency), version(dependency)
+        if now not in ("", was):
             found.append(f"{dependency} behaves otherwise ({was} then, {now} now)")
     return found
 

@@ -86,13 +86,11 @@ class Lab:
     def outcomes(self, protocol: Protocol, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """What the protocol measures of an arm, kept on disk: measured again only where something behaves otherwise."""
         key = [protocol.plain(), arm.plain(), look, first, count]
-        names = [f"protocol {protocol.name}", *(f"core {n}" for n in protocol.core()), *(f"model {n}" for n in protocol.models())]
-        names += [f"part {key}" for key in parts_named((*arm.parts(), *protocol.named_parts()))]
 
         def make() -> dict[str, Any]:
             return protocol.measure(self, arm, look, first, count).plain()
 
-        return Outcomes.parse(self.kept(key, names, make))
+        return Outcomes.parse(self.kept(key, protocol.depends(arm), make))
 
     def kept(self, key: Any, depends: Sequence[str], make: Callable[[], Any]) -> Any:
         """`make()`, plain data, kept under `key` as long as what it depends on behaves as it did.
@@ -165,13 +163,6 @@ class Lab:
             note=" ".join(cell.reason for cell in cells if cell.reason),
             shape="6 layers of width 64, float32, random weights",
         )
-
-
-def parts_named(names: Sequence[str]) -> list[str]:
-    """`socket/name` of the registered parts of these names, of all sockets that have one."""
-    from tessera import registry
-
-    return [f"{socket}/{name}" for name in dict.fromkeys(names) for socket in registry.SOCKETS if name in registry.names(socket)]
 
 
 @contextmanager

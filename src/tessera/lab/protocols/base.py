@@ -6,10 +6,11 @@ only. `version` goes up when it measures something else; evidence of the old ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tessera import registry
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary, _kinds, _plain
 
@@ -27,6 +28,11 @@ TRAINS = ("plans", "labels", "trainer")
 
 APART = 1_000_000
 """How far apart in the world the scenes of two seeds begin."""
+
+
+def parts_named(names: Sequence[str]) -> list[str]:
+    """`socket/name` of the registered parts of these names, of all sockets that have one."""
+    return [f"{socket}/{name}" for name in dict.fromkeys(names) for socket in registry.SOCKETS if name in registry.names(socket)]
 
 
 def chosen(arm: Arm, **known: tuple[str, ...]) -> dict[str, str]:
@@ -58,6 +64,17 @@ class _Settings:
     def core(self) -> tuple[str, ...]:
         """Behaviours of the core that outcomes depend on, besides the protocol's own golden run (names of `CORE`)."""
         return ANSWERS
+
+    def depends(self, *arms: Arm) -> list[str]:
+        """Names of the behaviours (`tessera.lab.behaviour`) that outcomes of these arms depend on."""
+        from tessera.lab.derived import DERIVED, LEARNED
+
+        models, core = self.models(), self.core()
+        if any(model in DERIVED for model in models):
+            core = (*core, *LEARNED)
+        parts = parts_named([*(name for arm in arms for name in arm.parts()), *self.named_parts()])
+        found = [f"protocol {getattr(self, 'name', '')}", *(f"core {n}" for n in core), *(f"model {n}" for n in models)]
+        return list(dict.fromkeys([*found, *(f"part {key}" for key in parts)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,12 +72,8 @@ class FurtherTraining(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1. Arms that differ in their test alone share one training of a seed."""
-        from tessera.lab.lab import parts_named
-
         assert isinstance(arm, Vary)
         test, taught = split(self, arm)
-        names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
-        names += [f"part {key}" for key in parts_named((*arm.parts(), *tested(self)))]
         found = []
         for seed in range(first, first + count):
 
@@ -85,7 +81,7 @@ class FurtherTraining(Protocol):
                 lesson = lessons(self, *lab.reference(self.model), seed)
                 return trained(self, *lab.reference(self.model, copy=True), teaching(self, arm), seed, *lesson)
 
-            found.append(lab.kept([self.plain(), taught, seed], names, make))
+            found.append(lab.kept([self.plain(), taught, seed], self.depends(arm), make))
         own = {key: key.partition(": ")[2] for key in found[0] if key.startswith(f"{test}: ")}
         rows = [row | {short: row[key] for key, short in own.items()} for row in found]
         return per_seed({metric: [row[metric] for row in rows] for metric in rows[0]})

@@ -74,20 +74,15 @@ class LongInputs(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1; arms that differ in how they are asked share the training of a seed."""
-        from tessera.lab.lab import parts_named
-
         assert isinstance(arm, Vary)
         train, way = _of(self, arm)
-        plugged = [*train, *(part for asked in self.asked.values() for part in asked.get("plug", {}))]
-        names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
-        names += [f"part {part}" for part in parts_named([*arm.parts(), *plugged])]
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, dict[str, float]]:
                 return trained(lab, self, train, seed, *lessons(lab, self, seed))
 
-            found.append(lab.kept([self.plain(), train, seed], names, make))
+            found.append(lab.kept([self.plain(), train, seed], self.depends(arm), make))
         return per_seed({metric: [f[way][metric] for f in found] for metric in ("accuracy", "loss")})
 
     @classmethod

@@ -78,20 +78,15 @@ class ShortTraining(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1. Arms that differ in their test alone share one training of a seed."""
-        from tessera.lab.lab import parts_named
-
         assert isinstance(arm, Build)
         test, taught = split(self, arm)
-        kinds = [part for found in (arm, Build("protocol", **self.parts)) for part in found.parts()]
-        names = [f"protocol {self.name}", *(f"core {n}" for n in self.core()), *(f"model {n}" for n in self.models())]
-        names += [f"part {key}" for key in parts_named(kinds)]
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, float]:
                 return trained(lab, self, arm, seed, *lessons(lab, self, arm, seed))
 
-            found.append(lab.kept([self.plain(), taught, seed], names, make))
+            found.append(lab.kept([self.plain(), taught, seed], self.depends(arm), make))
         return per_seed({"accuracy": [f[test] for f in found], "loss": [f["loss"] for f in found]})
 
     @classmethod
