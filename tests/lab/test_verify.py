@@ -46,7 +46,7 @@ def test_all_claims_run_and_are_written(wing: Wing) -> None:
     assert cost.checks == {"ratio is at least 2 (table 3)": True} and cost.measured == {"ratio": 2.5}
     assert [entry.depends for entry in entries] == [
         {"part brain/toy": "1"},
-        {"part brain/toy": "1", "protocol toy": "1"},
+        {"part brain/toy": "1", "protocol toy": "1", "core judge": "1"},
         {"part brain/toy": "1", "protocol toy_cost": "1"},
     ]
     found = evidence.read(SOCKET, "toy")

@@ -315,6 +315,7 @@ def _sample(parts: Sequence[Part], key: str, budget: float, first: Sequence[str]
     from tessera.lab.sample import Again, Drawn, again, draw
 
     drawn = draw([(p.socket, p.name) for p in parts if not p.problem], key, budget, first)
+    damaged = [part.key for part in parts if part.problem]
     if not drawn:
         note(f"no experiment with evidence costs at most {budget:g} s: nothing is measured anew.")
     with tempfile.TemporaryDirectory(prefix="tessera-") as folder, progress() as bars:
@@ -328,5 +329,5 @@ def _sample(parts: Sequence[Part], key: str, budget: float, first: Sequence[str]
 
         found = again(drawn, Lab(cache=Path(folder), threads=threads), said)
     emit({"key": key, "budget": budget, "claims": found}, as_json, lambda _: sampled(found))
-    if not all(result.agrees for result in found):
+    if damaged or not all(result.agrees for result in found):
         raise typer.Exit(1)

@@ -164,5 +164,6 @@ def depends(socket: str, part: str, claim: Claim) -> list[str]:
     arms = list(claim.arms().values()) if isinstance(claim, Experiment) else [claim.treatment, claim.baseline]
     found += claim.protocol.depends(*(arm for arm in arms if arm is not None))
     if isinstance(claim, Experiment):
+        found += ["core judge"]
         found += [name for given in claim.given for name in given.depends()]
     return list(dict.fromkeys(found))

@@ -62,6 +62,36 @@ def world() -> Numbers:
     }
 
 
+def verdicts() -> Numbers:
+    """What the judge says of fixed outcomes of both units: estimates, intervals, what would have been shown, verdicts."""
+    import numpy as np
+
+    from tessera.lab.experiment import Experiment, Paper, Vary, beats, retains, worse
+    from tessera.lab.judge import Outcomes, judge
+    from tessera.lab.protocols.answering import Answering
+    from tessera.lab.protocols.further_training import FurtherTraining
+
+    found: dict[str, list[float] | str] = {}
+    rng = np.random.default_rng(0)
+    for protocol in (Answering(), FurtherTraining(tests={"a": {}})):
+        for gain, control in ((0.0, 0.4), (0.12, 0.4), (-0.12, 0.4), (0.12, 0.85)):  # the last control does not fail
+            levels = {"treatment": 0.7 + gain, "baseline": 0.7, "control": control}
+            shared, counts = rng.normal(0, 0.05, 12), np.full(12, 5.0)
+            arms = {n: Outcomes({"accuracy": (5 * (v + shared + rng.normal(0, 0.04, 12)), counts)}) for n, v in levels.items()}
+            for name, primary in (("beats", beats("baseline")), ("retains", retains("baseline", Paper(0.95, "a table")))):
+                experiment = Experiment(
+                    id="golden", promise="", protocol=protocol, treatment=Vary("t"), baseline=Vary("b"), control=Vary("c"),
+                    primary=primary, valid_if=(worse("control"),),
+                )  # fmt: skip
+                judged = judge(experiment, arms, 1)
+                one = judged.primary
+                assert one is not None
+                label = f"{protocol.unit}, {gain:+g}, control {control:g}, {name}"
+                found[label] = [one.value, one.low, one.high, one.margin, one.level, one.detectable]
+                found[f"{label}: verdict"] = judged.verdict
+    return found
+
+
 CORE: Mapping[str, Callable[[], Numbers]] = {
     "world": world,
     "trainer": trainer,
@@ -71,4 +101,5 @@ CORE: Mapping[str, Callable[[], Numbers]] = {
     "hosts": hosts,
     "evaluation": evaluation,
     "layers": layers,
+    "judge": verdicts,
 }

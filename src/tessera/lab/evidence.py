@@ -131,8 +131,10 @@ def folder(source: Path | None = None) -> Path:
     """Where evidence goes: beside our source in a checkout; else, as that of third parties' parts (`source`: a part's file or
     folder), to the user's data folder."""
     ours = source is None or source.resolve().is_relative_to(PACKAGE)
-    if ours and (PACKAGE.parent.parent / "pyproject.toml").is_file() and os.access(PACKAGE, os.W_OK):
-        return PACKAGE / "evidence"
+    beside = PACKAGE / "evidence"
+    writable = os.access(beside if beside.is_dir() else PACKAGE, os.W_OK)
+    if ours and writable and (PACKAGE.parent.parent / "pyproject.toml").is_file():
+        return beside
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(home).expanduser() / "tessera" / "evidence"
 
@@ -212,6 +214,7 @@ def update(socket: str, name: str, entries: Sequence[Entry], lab: Lab, claims: S
             before = parse(path) if path.is_file() else None
         except UserError:
             before = None
+            path.replace(path.with_suffix(".damaged"))  # its histories may still be read by a person
         numbers, version = fingerprint(socket, name, lab, before)
         found = {entry.id: entry for entry in (*(before.claims if before else ()), *entries)}
         kept = tuple(found[claim.id] for claim in claims if claim.id in found)

@@ -383,6 +383,7 @@ class Cost:
     """A promise about what a method saves or adds: ratios of counted things, each at least (or at most) the paper's number.
 
     at_least, at_most  metric of the protocol -> the paper's number; measured seconds are reported beside them and not judged
+    saves              metrics that have to be above 1, where the paper gives no number
     """
 
     kind: ClassVar[Kind] = "cost"
@@ -393,19 +394,20 @@ class Cost:
     baseline: Arm | None = None
     at_least: Mapping[str, Paper] = field(default_factory=dict)
     at_most: Mapping[str, Paper] = field(default_factory=dict)
+    saves: tuple[str, ...] = ()
     paper: str = ""
     note: str = ""
     amended: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.at_least and not self.at_most:
-            raise TesseraError(f"cost {self.id!r}: say what is promised, at_least or at_most.")
+        if not self.at_least and not self.at_most and not self.saves:
+            raise TesseraError(f"cost {self.id!r}: say what is promised, at_least or at_most, or saves.")
 
     def digest(self) -> str:
         """As of `Experiment`."""
         arms = [self.treatment.plain(), None if self.baseline is None else self.baseline.plain()]
         bounds = [{k: p.value for k, p in sorted(found.items())} for found in (self.at_least, self.at_most)]
-        return _digest([self.protocol.plain(), arms, bounds])
+        return _digest([self.protocol.plain(), arms, bounds, *([self.saves] if self.saves else [])])
 
 
 Claim: TypeAlias = Experiment | Exact | Cost

@@ -111,6 +111,7 @@ def _cost(claim: Cost, lab: Lab) -> Entry:
     found = claim.protocol.measure(lab, claim.treatment, claim.baseline)
     checks = {f"{m} is at least {p.value:g} ({p.where})": found.counted[m] >= p.value for m, p in claim.at_least.items()}
     checks |= {f"{m} is at most {p.value:g} ({p.where})": found.counted[m] <= p.value for m, p in claim.at_most.items()}
+    checks |= {f"{m} is above 1": found.counted[m] > 1 for m in claim.saves}
     shape = f"{found.shape}; {lab.shape()}"
     verdict = "holds" if all(checks.values()) else "fails"
     return entry_of(claim, verdict, checks=checks, measured=rounded(found.counted), timed=rounded(found.timed), shape=shape)

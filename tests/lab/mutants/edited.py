@@ -23,7 +23,7 @@ LIKELY = {
     "evaluation": ("core evaluation",),
     "world": ("core world",),
     "data": ("core labels",),
-    "lab": ("core layers", "part tokens/uniform"),
+    "lab": ("core judge", "core layers", "part tokens/uniform"),
 }
 """Where an edit of a folder most likely shows."""
 

@@ -462,5 +462,14 @@ CORE = [
         "index = config.seed * _STRIDE",
         "index = 0 * _STRIDE",
     ),
+    Edit(
+        "supported is below the margin",
+        "lab/judge.py",
+        "return self.low > self.margin + EXACT",
+        "return self.low < self.margin + EXACT",
+    ),
+    Edit("looks cost nothing", "lab/judge.py", "level = 1 - ALPHA / len(experiment.sizes())", "level = 1 - ALPHA"),
+    Edit("arms are drawn apart", "lab/judge.py", "paired=True", "paired=False"),
+    Edit("a control that does not fail is fine", "lab/judge.py", "not all(found.shown for found in validity)", "False"),
 ]
 HARMFUL = [*PARTS, *CORE]

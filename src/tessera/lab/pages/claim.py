@@ -14,6 +14,8 @@ from tessera.lab.pages import plot, text
 from tessera.lab.pages.design import about, design
 from tessera.lab.pages.plot import Dot, Panel
 
+NOTHING_SAVED = "1, where nothing is saved"
+"""What the mark of a cost without a number of the paper's stands at."""
 KINDS = {"exact": "exact check", "effect": "experiment", "cost": "cost"}
 MEANING = {
     "supported": "The interval of the primary effect lies wholly on the promised side of the margin.",
@@ -241,7 +243,7 @@ def _bounds(entry: Entry, claim: Cost) -> Panel | None:
     dots = [
         Dot(
             name=text.words(name),
-            note=f"{'at least' if name in claim.at_least else 'at most'} {text.number(paper.value)}",
+            note=f"{_side(claim, name)} {text.number(paper.value)}",
             value=entry.measured[name],
             written=text.number(entry.measured[name]),
             css="treatment",
@@ -250,12 +252,16 @@ def _bounds(entry: Entry, claim: Cost) -> Panel | None:
         for name, paper in papers.items()
         if name in entry.measured
     ]
-    where = ", ".join(dict.fromkeys(paper.where for paper in papers.values()))
-    return plot.panel("counted", dots, zero=True, key=f"the paper's number ({where})")
+    where = ", ".join(dict.fromkeys(paper.where for paper in papers.values() if paper.where != NOTHING_SAVED))
+    return plot.panel("counted", dots, zero=True, key=f"the paper's number ({where})" if where else NOTHING_SAVED)
+
+
+def _side(claim: Cost, metric: str) -> str:
+    return "at least" if metric in claim.at_least else "at most" if metric in claim.at_most else "above"
 
 
 def _bounds_of(claim: Cost) -> dict[str, Paper]:
-    return {**claim.at_least, **claim.at_most}
+    return {**{name: Paper(1.0, NOTHING_SAVED) for name in claim.saves}, **claim.at_least, **claim.at_most}
 
 
 def _figures(entry: Entry, claim: Claim | None) -> tuple[tuple[str, str, str], ...]:

@@ -34,6 +34,7 @@ def design(claim: Claim) -> dict[str, list[Markup]]:
         found["arms"] = [_arm(n, a) for n, a in (("treatment", claim.treatment), ("baseline", claim.baseline)) if a is not None]
         found["promised"] = [_bound(name, "at least", p) for name, p in claim.at_least.items()]
         found["promised"] += [_bound(name, "at most", p) for name, p in claim.at_most.items()]
+        found["promised"] += [Markup("{} above 1").format(text.words(name)) for name in claim.saves]
         return found
     found["arms"] = [_arm(name, arm) for name, arm in claim.arms().items()]
     if claim.given:
