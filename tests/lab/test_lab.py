@@ -130,15 +130,6 @@ def test_every_arm_is_answered_by_one_engine(monkeypatch: pytest.MonkeyPatch) ->
     assert all(isinstance(outcomes, Outcomes) and len(outcomes.of("accuracy")[0]) == len(items) for outcomes in found)
 
 
-def test_an_exact_claim_about_hosts_says_who_refused(lab: Lab) -> None:
-    found = lab.hosted("uniform", ("llava",))
-    assert found.checks == {"identity, cache and undoing on llava": True}
-    refused = lab.hosted("globalcom2", ("qwen2_5_vl",))
-    assert not refused.checks and "class token" in refused.note
-    with pytest.raises(UserError, match="it cannot be plugged into a host"):
-        lab.hosted("linear")
-
-
 def test_costs(lab: Lab) -> None:
     square = torch.randn(8, 8)
     assert lab.flops(lambda: square @ square) == 2 * 8**3

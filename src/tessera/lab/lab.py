@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tessera.io import write_json
 from tessera.lab import behaviour
-from tessera.lab.experiment import Arm, Checked
+from tessera.lab.experiment import Arm
 from tessera.lab.judge import Outcomes
 
 if TYPE_CHECKING:
@@ -140,29 +140,6 @@ class Lab:
         from tessera.evaluation import provenance
 
         return f"float32, {torch.get_num_threads()} threads, {provenance.machine()}"
-
-    # Exact claims about parts for hosts
-
-    def hosted(self, name: str, families: Sequence[str] = ("llava", "qwen2_5_vl", "gemma3")) -> Checked:
-        """On tiny models of some families: set to do nothing the part `name` changes no bit; a cached generation equals one that
-        computes everything again; the model is as before when the part is taken out. A family that the part refuses is left out.
-        """
-        from tessera.hosts.check import Bench
-        from tessera.hosts.plug import find
-
-        part = find(name)
-        cells = [Bench(family, part.target.images).cell(name, part.socket, part.target) for family in families]
-        able = [cell for cell in cells if cell.state != "refused"]
-        return Checked(
-            checks={f"identity, cache and undoing on {cell.family}": cell.state == "true" for cell in able},
-            measured={
-                f"{cell.family}: cached differs by": float(cell.measured["cached differs by"])
-                for cell in able
-                if "cached differs by" in cell.measured
-            },
-            note=" ".join(cell.reason for cell in cells if cell.reason),
-            shape="6 layers of width 64, float32, random weights",
-        )
 
 
 @contextmanager

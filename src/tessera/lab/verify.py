@@ -7,7 +7,6 @@ its part's evidence at once. `rejudge` judges kept outcomes again, without measu
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -189,8 +188,3 @@ def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
     if entries:
         files.update(socket, name, entries, lab, every)
     return entries
-
-
-def remaining(seconds: Sequence[float], jobs: int) -> float:
-    """Rough time that claims of these costs take on `jobs` processes."""
-    return math.fsum(seconds) / max(1, jobs)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 ASKED = {"image": ("own", "before", "mismatched", "none"), "says": ("model", "truth", "yes", "no")}
 """What an arm is shown, and who answers."""
 MIXED: Mapping[str, Any] = {"kinds": {"scene": 0.7, "text": 0.1, "chart": 0.2}, "things": (2, 6)}
-TURNS = 4
-"""Orders of the four options that a blind judge is asked in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
