@@ -97,10 +97,12 @@ def test_ranks_are_the_area_under_the_curve() -> None:
     outcomes = locating.ranked(finds, samples, 0.5)
     scores = [(f.score, f.label != "no such thing") for each in finds for f in each]
     pairs = [(a > b) + (a == b) / 2 for a, hit in scores for b, other in scores if hit and not other]
-    assert outcomes.mean("rank of hits") - outcomes.mean("rank of misses") == pytest.approx(np.mean(pairs) - 0.5)
+    precision = outcomes.mean("precision")
+    gain = outcomes.mean("precision by rank") - precision
+    assert gain == pytest.approx(2 * precision * (1 - precision) * (np.mean(pairs) - 0.5)) != 0
     assert outcomes.mean("recall") == 1
     same = locating.ranked([[replace(f, score=1.0) for f in each] for each in finds], samples, 0.5)
-    assert same.mean("rank of hits") == same.mean("rank of misses") == pytest.approx(0.5)
+    assert same.mean("precision by rank") == pytest.approx(precision)
 
 
 def test_every_thing_is_hit_once() -> None:
@@ -110,11 +112,15 @@ def test_every_thing_is_hit_once() -> None:
     assert (outcomes.mean("recall"), outcomes.mean("precision")) == (1, pytest.approx(1 / 3))
 
 
-def test_scores_are_dealt_out_anew() -> None:
-    finds = [[Located("dog", (0.0, 0.0, 1.0, 1.0), n / 10)] * 2 for n in range(10)]
-    dealt = locating.dealt(finds, 0)
-    assert sorted(f.score for each in dealt for f in each) == sorted(f.score for each in finds for f in each)
-    assert dealt != finds and locating.dealt(finds, 0) == dealt != locating.dealt(finds, 1)
+def test_what_is_written_first_ranks_first_by_order_and_mismatched_pictures_are_another_scene_s() -> None:
+    finds = [[Located("dog", (0, 0, 1, 1), 0.1 * n + 0.01 * i) for i in range(3)] for n in range(4)]
+    ordered = locating.in_order(finds)
+    assert all([f.score for f in each] == sorted((f.score for f in each), reverse=True) for each in ordered)
+    assert len({tuple(f.score for f in each) for each in ordered}) == 1
+    assert [[replace(f, score=1.0) for f in each] for each in ordered] == [[replace(f, score=1.0) for f in e] for e in finds]
+    samples = [World(split="test", **SMALL)[i] for i in range(3)]
+    assert [s.index for s in locating.shown(samples, "mismatched")] == [1, 2, 0]
+    assert locating.shown(samples, "own") == samples
 
 
 def test_arms_of_referents_are_taught_as_much() -> None:
@@ -138,6 +144,15 @@ def test_far_things_fill_a_small_part_of_the_picture_and_are_not_counted_twice()
         filled = (np.asarray(picture) != np.asarray(glimpses.GROUND)).any(-1)
         assert picture.size == (256, 256) and 0.02 < filled.mean() <= 1 / 16
         assert question.form == "open" and question.answer not in ("yes", "no") and name
+
+
+def test_far_things_lie_anywhere_and_not_on_the_grid_of_a_search() -> None:
+    places = []
+    for picture, _, _ in zooming.far_away(64, 4, 0, 12):
+        filled = (np.asarray(picture) != np.asarray(glimpses.GROUND)).any(-1)
+        places += [int(np.nonzero(filled)[axis].min()) for axis in (0, 1)]
+    assert sum(place % 64 > 8 for place in places) > len(places) / 2
+    assert len(set(places)) > 18 and min(places) < 64 and max(places) > 128
 
 
 def test_a_search_that_is_told_the_truth_looks_at_the_thing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +195,20 @@ def test_shuffled_answers_are_those_of_other_questions() -> None:
     assert all(i.question.answer in i.question.choices for i in changed if i.question.choices)
     assert sum(generated.wrong("provision", i) for i in changed) > len(made) / 4
     assert not any(generated.wrong("provision", i) for i in made)
+
+
+def test_most_frequent_answers_are_one_for_each_program() -> None:
+    from tessera.parts.engines.provision import ProVision
+
+    world = World(split="test", kinds={"scene": 1.0}, things=(3, 5), **SMALL)
+    engine = ProVision(ProVision.Config(single=("relation", "leftmost_object"), several=("none",), choices=0.0))
+    made = list(engine.instructions(of_samples(world[i] for i in range(12))))
+    usual = generated.most_frequent(made)
+    assert [i.question.text for i in usual] == [i.question.text for i in made]
+    for program in ("relation", "leftmost_object"):
+        [said] = {i.question.answer for i in usual if i.question.type == program}
+        counts = Counter(i.question.answer for i in made if i.question.type == program)
+        assert counts[said] == max(counts.values())
 
 
 def test_mislabelled_graphs_keep_boxes_and_relations() -> None:

@@ -73,13 +73,16 @@ def test_pictures_that_arms_are_shown() -> None:
     from tessera.parts.benchmarks.beaf import BEAF
 
     items = BEAF(BEAF.Config(scenes=3, removals=2)).items()
-    before = planted._shown(items, Vary("before", image="before"))
-    foreign = planted._shown(items, Vary("next", image="mismatched"))
-    for item, shown, other in zip(items, before, foreign, strict=True):
-        assert shown.questions == other.questions == item.questions
-        assert shown.sample.index == item.sample.index != other.sample.index
-        if item.questions[0].asked("removed") != -1:
-            assert len(shown.sample.frames[0].things) == len(item.sample.frames[0].things) + 1
+    own, blurred, foreign = (planted._shown(items, Vary(image, image=image)) for image in ("own", "blurred", "mismatched"))
+    assert own == items
+    for item, same, other in zip(items, blurred, foreign, strict=True):
+        assert same.questions == other.questions == item.questions
+        assert item.sample.index == same.sample.index != other.sample.index
+        clear, dim = (np.asarray(of.sample.images()[0], dtype=float) for of in (item, same))
+        assert (
+            same.sample.frames == item.sample.frames
+            and np.abs(np.diff(dim, axis=0)).mean() < np.abs(np.diff(clear, axis=0)).mean()
+        )
     with pytest.raises(TesseraError, match="image is one of"):
         planted._shown(items, Vary("odd", image="upside down"))
 
@@ -112,26 +115,35 @@ def test_noise_in_layers_is_repeatable_and_none_is_none(lab: Lab) -> None:
     assert intact.tolist() == pytest.approx([probe.loss(model, processor, item) for item in items])
 
 
-@pytest.mark.parametrize(("wrong", "holds"), [(0.9, True), (0.2, False), (0.5, False)])
-def test_a_weakness_holds_where_its_interval_lies_above(wrong: float, holds: bool) -> None:
-    hits = np.arange(200) < wrong * 200
-    condition = answers._above("says yes", Outcomes({"false yes": (hits.astype(float), np.ones(200))}), "false yes", 0.5)
+class Told:
+    """Outcomes by model; `asked` is what was asked for."""
+
+    def __init__(self, **hits: float) -> None:
+        self.hits, self.asked = hits, []
+
+    def outcomes(self, protocol, arm, look, first, count):
+        self.asked.append((protocol.model, protocol.seed, arm, count))
+        hit = (np.arange(200) < self.hits[protocol.model.replace("-", "_")] * 200).astype(float)
+        return Outcomes(dict.fromkeys(("yes rate", "hallucinated"), (hit, np.ones(200))))
+
+
+@pytest.mark.parametrize(("yes", "holds"), [(0.9, True), (0.2, False), (0.5, False)])
+def test_a_model_says_yes_too_often_where_the_interval_lies_above_one_half(yes: float, holds: bool) -> None:
+    told = Told(nano_yes=yes)
+    condition = answers.SaysYes(model="nano-yes").measure(told)
     assert condition.holds is holds
-    assert condition.low <= condition.value == wrong <= condition.high
-
-
-def test_preconditions_are_measured(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def outcomes(protocol, arm, look, first, count):
-        seen.append((protocol.model, protocol.seed, arm, count))
-        return Outcomes(dict.fromkeys(("false yes", "hallucinated"), (np.ones(9), np.ones(9))))
-
-    monkeypatch.setattr(lab, "outcomes", outcomes)
-    assert answers.SaysYes(model="nano-yes").measure(lab).holds
-    assert answers.Invents(model="nano-invents").measure(lab).holds
-    assert seen == [("nano-yes", 900, Vary("plain"), 400), ("nano-invents", 900, Vary("plain"), 200)]
+    assert condition.low <= condition.value == yes <= condition.high
+    assert told.asked == [("nano-yes", 900, Vary("plain"), 400)]
     assert answering.Answering().seed != answers.SEED
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.4, True), (0.1, False), (0.05, False)])
+def test_a_model_invents_things_where_it_names_more_of_them_than_the_plain_one(share: float, holds: bool) -> None:
+    told = Told(nano_invents=share, nano=0.1)
+    condition = answers.Invents(model="nano-invents").measure(told)
+    assert condition.holds is holds
+    assert condition.value == pytest.approx(share - 0.1)
+    assert [asked[0] for asked in told.asked] == ["nano-invents", "nano"]
 
 
 def test_recipes_skew_what_they_say() -> None:

@@ -197,6 +197,8 @@ def test_programs_are_found_more_often_in_more_tries(tmp_path: Path) -> None:
     )
     assert one.mean("found") < five.mean("found") < exact.mean("found") == exact.mean("agrees") == 1.0
     assert one.of("found")[1].sum() == five.of("found")[1].sum() > 20
+    for outcomes in (one, five, exact):
+        assert outcomes.mean("explained") == pytest.approx(outcomes.mean("found") * outcomes.mean("agrees"))
 
 
 def test_scales_count_what_any_of_them_answers(tiny) -> None:
@@ -208,3 +210,13 @@ def test_scales_count_what_any_of_them_answers(tiny) -> None:
     made = trained(protocol, copy.deepcopy(model), processor, teaching(protocol, Vary("x")), 0, taught, pools)
     assert made["fixed scale"] == max(made["all: accuracy"], made["half: accuracy"]) > 0
     assert made["best scale"] >= made["fixed scale"]
+
+
+def test_the_control_of_m3_reads_as_many_tokens_as_its_scales() -> None:
+    from tessera.nn.reduction import share
+
+    [claim] = [claim for *part, claim in TRAINED if part == ["tokens", "m3"]]
+    scales, single = (arm.settings["plugs"] for arm in (claim.treatment, claim.control))
+    pooled = [(-(-14 // plug["m3"]["factor"])) ** 2 for plug in scales]
+    sampled = [int(share(torch.tensor(196), plug["uniform"]["keep"][0])) for plug in single]
+    assert pooled == sampled == [196, 49, 16, 4]

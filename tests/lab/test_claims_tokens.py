@@ -138,7 +138,7 @@ def test_unknown_ways_are_refused(protocol, arm: Vary, lab: Lab) -> None:
 
 def test_arms_of_the_canvas_choose_otherwise(lab: Lab) -> None:
     found = {choice: Canvas().measure(lab, Vary(choice, choice=choice), 0, 0, 3) for choice in ("guided", "local", "random")}
-    kept = {choice: outcomes.mean("canvas tokens") for choice, outcomes in found.items()}
-    assert kept["local"] == kept["random"] == 196
-    assert 180 <= kept["guided"] <= 196 + 4
+    guided, local, random = (outcomes.of("canvas tokens")[0].tolist() for outcomes in found.values())
+    assert guided == local == random  # scene by scene, so that no arm is better for keeping more
+    assert all(0.9 * 78.4 <= kept <= 78.4 for kept in guided)
     assert len({tuple(outcomes.of("things' tokens")[0]) for outcomes in found.values()}) == 3

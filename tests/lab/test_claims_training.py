@@ -220,3 +220,53 @@ def test_scenes_are_a_seeds_own(tmp_path: Path) -> None:
     for first, second in zip(lessons(lab, TINY, Build("own"), 0), lessons(lab, TINY, Build("own"), 1), strict=True):
         assert not torch.equal(first.seen[0], second.seen[0])
         assert first.questions != second.questions
+
+
+def test_coarse_regions_say_what_their_middle_says() -> None:
+    from tessera.lab.scenes import coarse
+
+    seen = torch.arange(2 * 36 * 2.0).reshape(2, 36, 2)
+    board = coarse(seen, 3).unflatten(1, (6, 6))
+    for row in range(6):
+        for column in range(6):
+            middle = (row // 3 * 3 + 1) * 6 + column // 3 * 3 + 1
+            assert torch.equal(board[:, row, column], seen[:, middle])
+    assert torch.equal(coarse(seen, 1), seen)
+    for wrong in (seen[:, :35], seen[0]):
+        with pytest.raises(TesseraError, match="square raster"):
+            coarse(wrong, 3)
+    for side in (0, 2, 5):
+        with pytest.raises(TesseraError, match=f"squares of {side}"):
+            coarse(seen, side)
+
+
+def test_coarse_regions_take_from_packing_what_pooling_never_had(tmp_path: Path) -> None:
+    """The control of TokenPacker: its point queries are the same, and a connector that reads nothing else learns the same."""
+    lab = Lab(cache=tmp_path, threads=0)
+    tower = {**TOWER, "image_size": 48}  # 6 x 6
+    few = {"kind": "tokenpacker", "factor": 3}
+    protocol = replace(TINY, parts={"encoders": [tower], "connector": few}, tests=("own",))
+
+    def outcome(inject: bool, **settings: int) -> dict[str, float]:
+        arm = Build("x", settings, connector={**few, "inject": inject})
+        return trained(lab, protocol, arm, 0, *lessons(lab, protocol, arm, 0))
+
+    assert outcome(False, coarse=3) == outcome(False)
+    assert outcome(True, coarse=3)["loss"] != outcome(True)["loss"]
+
+
+def test_the_last_level_is_inserted_where_the_claim_says(tmp_path: Path) -> None:
+    """Six times in the baseline, and in the control only where the six levels have it; all three learn as many parameters."""
+    [claim] = [c for c in claims_of("couplings", "ep_alm") if isinstance(c, Experiment)]
+    protocol = replace(claim.protocol, start={}, language={"layers": 8, "width": 32, "hidden": 48})
+    found, sizes = dict[str, list[int | None]](), set[int]()
+    for name in ("treatment", "baseline", "control"):
+        coupling = built(Lab(cache=tmp_path, threads=0), protocol, claim.arms()[name], 0)[0].model.coupling
+        found[name] = [None if (at := coupling.level_at(i)) is None else coupling.count - 1 - at for i in range(8)]
+        sizes.add(sum(p.numel() for p in coupling.parameters()))
+    assert found == {
+        "treatment": [None, None, 5, 4, 3, 2, 1, 0],
+        "baseline": [None, None, 0, 0, 0, 0, 0, 0],
+        "control": [None] * 7 + [0],
+    }
+    assert len(sizes) == 1

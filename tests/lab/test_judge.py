@@ -84,6 +84,19 @@ def images_with(rng, effect):
     )
 
 
+def fixed_questions_with(rng, effect, spread=6.0):
+    """Every seed answers the same 120 questions, some of which are harder for all of them; the effect of each seed is its own."""
+    hard = rng.normal(0.6, 0.2, 120)
+    arms = {
+        arm: [
+            rng.binomial(1, np.clip(hard + shift / 100, 0, 1)).mean() * 100
+            for shift in mean + rng.normal(0, spread if arm == "treatment" else 0, 12)
+        ]
+        for arm, mean in (("treatment", effect), ("baseline", 0.0), ("control", -40.0))
+    }
+    return lambda arm, look, first, count: per_seed({"accuracy": arms[arm][first : first + count]})
+
+
 def share(protocol, make, runs):
     """Share of simulated experiments that are called supported."""
     rng = np.random.default_rng(1)
@@ -98,6 +111,10 @@ def most(rate, runs):
 
 def test_no_effect_over_seeds_is_called_supported_in_at_most_five_percent():
     assert share(Seeds(), lambda rng: seeds_with(rng, 0.0), 400) <= most(0.05, 400)
+
+
+def test_no_effect_on_average_over_the_same_questions_is_called_supported_in_at_most_five_percent():
+    assert share(Seeds(), lambda rng: fixed_questions_with(rng, 0.0), 400) <= most(0.05, 400)
 
 
 def test_no_effect_over_images_is_called_supported_in_at_most_five_percent(monkeypatch):
@@ -222,6 +239,12 @@ def test_an_experiment_says_how_its_control_fails_and_takes_enough_seeds():
         experiment(primary=beats("other"))
     with pytest.raises(TesseraError, match="place in the paper"):
         Paper(0.95, " ")
+
+
+def test_a_weight_that_the_paper_does_not_give_is_refused():
+    with pytest.raises(TesseraError, match="numbers of the paper"):
+        Effect((("treatment", "", 1.0), ("baseline", "", -0.9)), "treatment is near baseline")
+    assert retains("baseline", Paper(0.9, "table 1")).terms[1][2] == -0.9
 
 
 def test_wording_does_not_change_the_digest_and_what_is_judged_does():

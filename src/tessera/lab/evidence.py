@@ -23,7 +23,7 @@ from tessera.io import write_json
 from tessera.lab import behaviour
 from tessera.lab.behaviour import Numbers
 from tessera.lab.claims import claims_of, part_module
-from tessera.lab.experiment import KINDS, Claim, Condition
+from tessera.lab.experiment import KINDS, Claim, Condition, Experiment
 from tessera.lab.judge import VERDICTS, Estimate
 from tessera.lab.lab import Lab
 
@@ -319,6 +319,8 @@ def reasons(claim: Claim, entry: Entry | None, depends: Iterable[str], version: 
     if entry is None or entry.verdict == "not run":
         return ["it was never run"]
     found = [] if claim.digest() == entry.digest else ["the experiment is another one"]
+    if isinstance(claim, Experiment) and [effect.words for effect in claim.secondary] != [e.words for e in entry.secondary]:
+        found.append("its secondary effects are others")
     if entry.verdict == "crashed":
         found.append("it crashed")
     for dependency in depends:

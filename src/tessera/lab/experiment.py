@@ -180,12 +180,19 @@ class Vary(Arm):
 class Effect:
     """A weighted sum of arms' means that is above `margin` when the promise is kept.
 
-    terms  (arm, metric or "" for the experiment's, weight); words: the promise as a sentence about the arms
+    terms  (arm, metric or "" for the experiment's, weight); words: the promise as a sentence about the arms; a weight other than
+           1 and -1 is a number of the paper, and the margin says where it stands. Raises `TesseraError` otherwise.
     """
 
     terms: tuple[tuple[str, str, float], ...]
     words: str
     margin: Paper | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin is None and any(abs(weight) != 1 for _, _, weight in self.terms):
+            raise TesseraError(
+                f"{self.words!r}: weights are 1 or -1, or numbers of the paper, of which the margin says the place."
+            )
 
     @property
     def threshold(self) -> float:

@@ -8,7 +8,7 @@ interval is of 1 - 5 % / looks, so that all together are wrong in at most 5 % (B
 supported        the interval lies wholly above the margin
 contradicted     wholly below it
 inconclusive     neither, with the smallest effect that this much data would have shown
-invalid          the control did not fail
+invalid          the control did not fail, or this much data does not show that it did
 not applicable   a precondition does not hold
 crashed          it did not run to its end
 

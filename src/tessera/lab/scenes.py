@@ -8,6 +8,7 @@ Legend: I images, N visual tokens in front of the connector, D channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -78,6 +79,18 @@ def scenes(
         raise TesseraError(f"the first {count} scenes give no question of the types {', '.join(types)}; take more.")
     made.seen = torch.cat(seen)
     return made
+
+
+def coarse(seen: Tensor, side: int) -> Tensor:
+    """A copy of `seen` [I, N, D], of a square raster, in which all of a square of `side` x `side` say what its middle says.
+
+    Raises `TesseraError` where such squares do not fill the raster or have no middle.
+    """
+    across = math.isqrt(seen.shape[1])
+    if seen.ndim != 3 or across**2 != seen.shape[1] or side < 1 or side % 2 == 0 or across % side:
+        raise TesseraError(f"squares of {side} with a middle do not fill a square raster: seen has the shape {[*seen.shape]}.")
+    middles = seen.unflatten(1, (across, across))[:, side // 2 :: side, side // 2 :: side]
+    return middles.repeat_interleave(side, 1).repeat_interleave(side, 2).flatten(1, 2)
 
 
 def batch(pool: Scenes, processor: Any, asked: Sequence[Asked], *, alone: bool, image: str = "own") -> dict[str, Tensor]:

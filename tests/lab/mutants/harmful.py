@@ -132,8 +132,8 @@ PARTS = [
     Edit(
         "s_vco's second margin has the wrong sign",
         "parts/preference/s_vco.py",
-        "blind[..., 0] - other[..., 0]",
-        "other[..., 0] - blind[..., 0]",
+        "blind[..., 0] - wrong_first[..., 0]",
+        "wrong_first[..., 0] - blind[..., 0]",
     ),
     Edit(
         "arcana sends text the visual way",

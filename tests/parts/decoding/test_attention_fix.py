@@ -15,7 +15,7 @@ from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts import zoo
 from tessera.hosts.steering import biased
-from tessera.parts.decoding.attention_fix import AttentionFix, covering, salient
+from tessera.parts.decoding.attention_fix import AttentionFix, by_chance, covering, salient
 
 STEPS = 4
 
@@ -177,6 +177,32 @@ def test_the_control_treats_all_heads_and_tokens_alike() -> None:
         notes, visual = host.sequence.notes, host.sequence.visual
     assert torch.equal(notes["attention_fix chosen 4"], visual)
     assert (notes["attention_fix factors 4"] == 2).all()
+
+
+def test_the_random_control_moves_as_much_to_other_places() -> None:
+    tiny, host = made("llava")
+    notes = {}
+    for choice, seed in (("seen", 0), ("random", 0), ("random", 1)):
+        options = {"amplification": 3.0, "layers": (3,), "cells": 2, "choice": choice, "seed": seed}
+        with host.plug("attention_fix", **options), torch.no_grad():
+            tiny.model(**tiny.inputs((1, 2)))
+            notes[choice, seed] = [host.sequence.notes[f"attention_fix {name} 3"] for name in ("factors", "chosen")]
+            visual = host.sequence.visual
+    (factors, chosen), (moved, drawn), (again, others) = notes.values()
+    assert torch.equal(factors.sort(1).values, moved.sort(1).values)
+    assert torch.equal(chosen.sum(1), drawn.sum(1)) and not drawn[~visual].any()
+    assert not torch.equal(chosen, drawn) and not torch.equal(drawn, others)
+    assert not torch.equal(factors, moved) or not torch.equal(factors, again)
+
+
+def test_chance_is_of_the_layer_and_the_place_alone() -> None:
+    visual = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]]).bool()
+    chosen = visual & (visual.cumsum(1) <= 3)
+    factors = torch.arange(16.0).view(2, 8)
+    moved, drawn = by_chance(factors, chosen, visual, 0, 5)
+    assert torch.equal(moved[0] + 8, moved[1])
+    assert torch.equal(drawn[0, 1:9], drawn[1, 2:]) and drawn.sum(1).tolist() == [3, 3]
+    assert not torch.equal(drawn, by_chance(factors, chosen, visual, 0, 6)[1])
 
 
 def test_beside_a_part_that_drops_tokens_and_under_beams() -> None:

@@ -176,6 +176,32 @@ def test_the_contrast_is_the_papers() -> None:
     assert torch.equal(contrast(logits, blind, 0.0, 0.0), logits)
 
 
+def test_the_control_takes_away_the_next_prompts_prior() -> None:
+    tiny, host = made("llava")
+    inputs = tiny.inputs((1, 1))
+    ids, blind = inputs["input_ids"], torch.randn(2, 7)
+    scores = torch.randn(2, 7)
+
+    class Fixed:
+        def logits(self, ids: Tensor) -> Tensor:
+            return blind.repeat_interleave(len(ids) // 2, 0)
+
+    part = aligned(prior="other", beta=0.0)
+    [processor] = part.logits_processors(host, inputs)
+    processor.branches = [Fixed()]
+    torch.testing.assert_close(processor(ids, scores), contrast(scores, blind.flip(0), 0.5, 0.0))
+    beams = scores.repeat_interleave(3, 0)
+    found = processor(ids.repeat_interleave(3, 0), beams)
+    torch.testing.assert_close(found, contrast(scores, blind.flip(0), 0.5, 0.0).repeat_interleave(3, 0))
+
+
+def test_a_prompt_alone_keeps_its_own_prior() -> None:
+    tiny, host = made("llava")
+    inputs = tiny.inputs((1,))
+    own, other = (generated(host, inputs, aligned(prior=prior), do_sample=False) for prior in ("own", "other"))
+    assert torch.equal(own.sequences, other.sequences)
+
+
 def test_a_forbidden_token_stays_forbidden() -> None:
     logits, blind = torch.zeros(1, 3), torch.tensor([[0.0, -torch.inf, 0.0]])
     logits[0, 1] = -torch.inf

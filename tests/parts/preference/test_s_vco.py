@@ -55,11 +55,34 @@ def test_rows_are_first_second_and_no_image() -> None:
     images = (batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any(1)
     assert images.tolist() == [True, True, False] * 2
     assert len(batch["pixel_values"]) == 4
+
+
+def test_a_random_negative_is_a_picture_of_another_pair_and_changes_the_contradicting_terms_alone() -> None:
+    policy, reference, processor = speakers()
     index = next(i for i in range(50) if contrasts(WORLD.sample(i, "pair")))
-    right = SVCO(SVCO.Config()).collate([WORLD], processor, 1)([index])
-    wrong = SVCO(SVCO.Config(mismatched=True)).collate([WORLD], processor, 1)([index])
-    assert torch.equal(right["pixel_values"].flip(0), wrong["pixel_values"])
-    assert torch.equal(right["input_ids"], wrong["input_ids"])
+    plain, control = SVCO(SVCO.Config()), SVCO(SVCO.Config(negatives="random"))
+    pair, random = (part.collate([WORLD], processor, 2)([index, index + 1]) for part in (plain, control))
+    images = (random["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).any(1)
+    assert images.tolist() == [True, True, False, True] * 2
+    shown = random["pixel_values"].view(2, 3, *random["pixel_values"].shape[1:])
+    assert torch.equal(shown[:, :2].flatten(0, 1), pair["pixel_values"])
+    assert all(not torch.equal(shown[n, 2], other) for n in range(2) for other in pair["pixel_values"])
+    found = {part.config.negatives: part.loss(policy, batch, reference) for part, batch in ((plain, pair), (control, random))}
+    for term in ("matching", "matching_other"):
+        same, other = (float(loss.numbers[f"margin/{term}"]) for loss in found.values())
+        assert same == pytest.approx(other, abs=1e-5)
+    for term in ("contradicting", "contradicting_other"):
+        same, other = (float(loss.numbers[f"margin/{term}"]) for loss in found.values())
+        assert same != pytest.approx(other, abs=1e-5)
+
+
+def test_a_fourth_image_takes_the_place_of_the_wrong_one() -> None:
+    logprobs = torch.randn(5, 3, 2)
+    own, other, blind = logprobs.unbind(1)
+    random = torch.randn(5, 2)
+    found = margins(torch.stack([own, other, blind, random], 1))
+    wanted = [own[:, 0] - blind[:, 0], (blind - random)[:, 0], other[:, 1] - blind[:, 1], (blind - random)[:, 1]]
+    torch.testing.assert_close(found, torch.stack(wanted, 1))
 
 
 def test_the_plain_form_is_dpo_of_own_over_other() -> None:
@@ -71,7 +94,15 @@ def test_the_plain_form_is_dpo_of_own_over_other() -> None:
     assert part.loss(policy, batch, reference).numbers.keys() == {"preferred"}
 
 
-@pytest.mark.parametrize("options", [{"betas": (0.0, 0.0, 0.0, 0.0)}, {"betas": (-0.1, 0.1, 0.1, 0.1)}, {"questions": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"betas": (0.0, 0.0, 0.0, 0.0)},
+        {"betas": (-0.1, 0.1, 0.1, 0.1)},
+        {"questions": 0},
+        {"form": "dpo", "negatives": "random"},
+    ],
+)
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UserError):
         build(SVCO.Config, options)

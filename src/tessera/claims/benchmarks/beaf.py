@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tessera.lab.experiment import Checked, Effect, Exact, Experiment, Vary, beats, worse
 from tessera.lab.protocols.planted import Removal
 
 if TYPE_CHECKING:
+    from tessera.evaluation.items import Item
     from tessera.lab.lab import Lab
 
 
 def analytic(lab: Lab) -> Checked:
-    """An oracle, two constant answers and three coins; the four shares always add up to one."""
+    """An oracle, two constant answers, three coins and one who says after a removal what it said before; what always holds."""
     from tessera.parts.benchmarks.beaf import BEAF
     from tessera.world.rng import Rng
 
@@ -30,7 +32,10 @@ def analytic(lab: Lab) -> Checked:
     coin = {k: sum(c[k] for c in coins) / len(coins) for k in ("TU", "IG", "SBp", "SBn", "ID")}
     pairs = sum(q.asked("removed") == q.asked("concept") for item in items for q in item.questions) * len(coins)
     error = 3 * (0.25 * 0.75 / pairs) ** 0.5
-    sums = [sum(s[k] for k in ("TU", "IG", "SBp", "SBn")) for s in (oracle, yes, no, *coins)]
+    again = benchmark.score(items, repeated(items))
+    stubborn = {name: interval.value for name, interval in again.numbers.items()}
+    every = (oracle, yes, no, stubborn, *coins)
+    sums = [sum(s[k] for k in ("TU", "IG", "SBp", "SBn")) for s in every]
     return Checked(
         checks={
             "an oracle has TU 1 and nothing else": (oracle["TU"], oracle["ID"], oracle["F1 of TU and ID"]) == (1, 0, 1),
@@ -39,55 +44,53 @@ def analytic(lab: Lab) -> Checked:
             "a coin has four quarters and ID 1/2, within three standard errors": all(
                 abs(coin[k] - (0.5 if k == "ID" else 0.25)) < error for k in coin
             ),
+            "who repeats itself has no TU, IG or ID, however right": (stubborn["TU"], stubborn["IG"], stubborn["ID"]) == (0, 0, 0)
+            and stubborn["accuracy"] > 0.8,
             "TU, IG, SB+ and SB- add up to 1": all(abs(s - 1) < 1e-12 for s in sums),
         },
-        measured={f"coin {k}": v for k, v in coin.items()},
+        measured={**{f"coin {k}": v for k, v in coin.items()}, "accuracy of who repeats itself": stubborn["accuracy"]},
         shape=f"{len(items)} pictures of 40 scenes",
     )
 
 
-BLIND = Vary("no image", uses=("beaf",), image="none")
-SEEING = Vary("own image", uses=("beaf",))
+def repeated(items: Sequence[Item]) -> list[list[str]]:
+    """Right answers about every scene before a removal, said again whatever was removed."""
+    said: dict[tuple[object, object], str] = {}
+    for item in items:
+        for q in item.questions:
+            said.setdefault((q.asked("scene"), q.asked("concept")), q.answer)  # the picture before stands first
+    return [[said[q.asked("scene"), q.asked("concept")] for q in item.questions] for item in items]
+
+
+def further(metric: str, other: str, *, of: str, than: str) -> Effect:
+    """How much further one metric falls than another from arm `than` to arm `of`."""
+    terms = ((than, metric, 1.0), (of, metric, -1.0), (than, other, -1.0), (of, other, 1.0))
+    return Effect(terms, f"{metric} falls further than {other} from {than} to {of}")
+
 
 CLAIMS = [
     Exact(
         id="analytic",
-        promise="Scripted answers get their analytic values: an oracle, always yes, always no, a coin.",
+        promise="Scripted answers get their analytic values: an oracle, always yes, always no, a coin, one who repeats itself.",
         paper="section 3.3",
         run=analytic,
     ),
     Experiment(
-        id="finds_the_stubborn",
-        promise="Of a model that does not see the removal True Understanding falls further than its accuracy does.",
-        paper="section 4.2",
-        protocol=Removal(),
-        treatment=Vary("image before", uses=("beaf",), image="before"),
-        baseline=SEEING,
-        control=BLIND,
-        primary=Effect(
-            (("baseline", "TU", 1.0), ("treatment", "TU", -1.0), ("baseline", "accuracy", -1.0), ("treatment", "accuracy", 1.0)),
-            "TU falls further than accuracy from baseline to treatment",
-        ),
-        valid_if=(worse("control", than="baseline", metric="TU"), worse("control", than="treatment")),
-        secondary=(beats("baseline", metric="SBp"),),
-        note="The fault is planted: in place of every changed picture the model is shown the one before the removal.",
-    ),
-    Experiment(
-        id="accuracy_hides",
-        promise="The accuracy of a seeing model is above its True Understanding.",
+        id="shows_what_accuracy_hides",
+        promise="Where a model sees poorly, True Understanding is further below that of clear sight than accuracy is.",
         paper="section 4.2, table 2",
         protocol=Removal(),
-        treatment=SEEING,
-        control=BLIND,
-        others={"always no": Vary("always no", uses=("beaf",), says="no")},
-        primary=Effect((("treatment", "accuracy", 1.0), ("treatment", "TU", -1.0)), "treatment's accuracy is above its TU"),
-        valid_if=(worse("control", metric="TU"),),
-        secondary=(
-            Effect((("always no", "accuracy", 1.0), ("always no", "TU", -1.0)), "accuracy of always no is above its TU"),
-            Effect(
-                (("treatment", "SBp", 1.0), ("treatment", "SBn", 1.0), ("treatment", "IG", -1.0)),
-                "treatment is stubborn more often than ignorant",
-            ),
+        treatment=Vary("blurred image", uses=("beaf",), image="blurred"),
+        baseline=Vary("own image", uses=("beaf",)),
+        control=Vary("no image", uses=("beaf",), image="none"),
+        primary=further("TU", "accuracy", of="treatment", than="baseline"),
+        valid_if=(worse("treatment", than="baseline"), worse("control"), worse("control", metric="TU")),
+        secondary=(beats("baseline", metric="SBp"), beats("baseline", metric="SBn"), beats("baseline", metric="IG")),
+        note="The definitions leave open which falls further: accuracy also counts what was never there, and errors before and "
+        "after a removal may go together (IG). The paper compares models; here one model sees more or less.",
+        amended=(
+            "A first look at 30 scenes compared with a model that was trained to say yes. It said yes to every question, of "
+            "which the exact claim knows the values.",
         ),
     ),
 ]

@@ -87,14 +87,24 @@ CLAIMS = [
         id="packing_beats_pooling",
         promise="At four tokens an image, packed tokens are more accurate than pooled ones (the point queries without regions).",
         paper="section 4.3, table 4",
-        protocol=ShortTraining(parts={"encoders": [TOWER], "connector": FEW}, tests=("own", "mismatched image")),
+        protocol=ShortTraining(parts={"encoders": [TOWER], "connector": FEW}, steps=600, tests=("own", "mismatched image")),
         treatment=Build("packed"),
         baseline=Build("pooled", connector={**FEW, "inject": False}),
-        control=Build("packed, mismatched image", {"test": "mismatched image"}),
-        others={"learned queries": Build("learned queries", connector=EVERYWHERE)},
+        control=Build("packed, coarse regions", {"coarse": 7}),
+        others={
+            "learned queries": Build("learned queries", connector=EVERYWHERE),
+            "mismatched image": Build("packed, mismatched image", {"test": "mismatched image"}),
+        },
         primary=beats("baseline"),
         valid_if=(worse("control"),),
         secondary=(beats("learned queries"),),
-        note="The tower's raster of 14 x 14 has no squares of 4, so that 16 times fewer tokens become 49 times fewer.",
+        looks=(5, 8),
+        amended=(
+            "In 200 steps, of which one seed was seen, the packed tokens had not yet learned what the pooled ones had (loss 0.58 "
+            "against 0.44): they reach the language model through two attentions without a residual. Now 600.",
+        ),
+        note="The tower's raster of 14 x 14 has no squares of 4, so that 16 times fewer tokens become 49 times fewer. In the "
+        "control every place of a region says what its middle says, of which the point query is made: same parameters, queries "
+        "and tokens, no fine features.",
     ),
 ]

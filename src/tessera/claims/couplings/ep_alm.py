@@ -72,6 +72,8 @@ def inserted(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
 
 
 LEVELS: dict[str, Any] = {"kind": "ep_alm", "levels": 6, "start": 2, "end": 8}
+LAST: dict[str, Any] = {**LEVELS, "levels": 1}
+"""The last level in front of each of the six layers: as many insertions, by the same linear layer."""
 
 CLAIMS = [
     Exact(
@@ -94,10 +96,13 @@ CLAIMS = [
             tests=("own", "mismatched image"),
         ),
         treatment=Build("six levels"),
-        baseline=Build("last level", coupling={**LEVELS, "levels": 1}),
-        control=Build("six levels, mismatched image", {"test": "mismatched image"}),
+        baseline=Build("last level six times", coupling=LAST),
+        control=Build("six levels without the lower five", coupling={**LAST, "start": 7}),
+        others={"mismatched image": Build("six levels, mismatched image", {"test": "mismatched image"})},
         primary=beats("baseline"),
         valid_if=(worse("control"),),
-        note="One linear layer is all that learns, and a level is the mean over patches where the paper has a class token.",
+        note="One linear layer is all that learns, and a level is the mean over patches where the paper has a class token. The "
+        "baseline inserts the last level in front of all six layers; the control inserts it only where the treatment does, in "
+        "front of the last layer, so that the lower levels are all that it lacks.",
     ),
 ]

@@ -135,10 +135,14 @@ CLAIMS = [
         given=(SaysYes(model="nano-yes"),),
         treatment=Plug("llava_align"),
         baseline=Plug("llava_align", alpha=0.0),
-        control=Vary("debiased, mismatched image", image="mismatched", parts={"llava_align": {}}, uses=("llava_align",)),
+        control=Plug("llava_align", prior="other"),
+        others={
+            "mismatched image": Vary("mismatched image", image="mismatched", parts={"llava_align": {}}, uses=("llava_align",)),
+        },
         primary=beats("baseline"),
         valid_if=(worse("control"),),
         secondary=(below("baseline", metric="false yes"), below("baseline", metric="yes rate")),
-        note="The control says no more often as well, but about another picture: fewer yes alone make no answer right.",
+        note="The control takes away what another question would be answered without its image: as much in the direction of no, "
+        "but not this prompt's prior. Where both help alike, a constant would do, and the promise is not tested.",
     ),
 ]

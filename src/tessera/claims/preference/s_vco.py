@@ -125,7 +125,7 @@ CLAIMS = [
         given=(SaysYes(model="nano-yes"),),
         treatment=_arm("S-VCO"),
         baseline=_arm("DPO", form="dpo"),
-        control=_arm("answers of the other picture", mismatched=True),
+        control=_arm("S-VCO, random negatives", negatives="random"),
         others={"before": Vary("before", steps=0)},
         metric="both right",
         primary=beats("baseline"),
@@ -137,6 +137,7 @@ CLAIMS = [
             beats("before", metric="there: accuracy"),
             below("before", metric="there: tempted"),
         ),
-        note="tempted is the share of answers that are right for the other picture of the pair.",
+        note="tempted is the share of answers that are right for the other picture of the pair. The control is S-VCO whose "
+        "answers are contradicted by a picture of another pair: the same loss without images that differ in one thing.",
     ),
 ]

@@ -77,15 +77,24 @@ CLAIMS = [
         primary=beats("baseline"),
         valid_if=(worse("control", than="all patches"),),
         secondary=(beats("all patches", of="seven of ten"),),
+        amended=(
+            "The thing filled so much of the picture that seven random patches of 64 kept 92 of 94 points, and 12 seeds did not "
+            "tell the choices apart: the scene is shown at half its size, somewhere in the picture, and the tower learns longer, "
+            "for it learns nothing of that in 300 steps.",
+        ),
         note="Of 64 patches 20 and then 7 go on; in the control 4 and then 1, chosen at random and without the fused token.",
     ),
     Cost(
         id="saves",
-        promise="Keep 0.7 in three places saves a third of the operations of DeiT-S, 1.5 times fewer.",
-        paper="abstract: 50 % more images a second",
+        promise="Keep 0.7 in three places takes 1.5 times fewer operations of DeiT-S.",
+        paper="table 1",
         protocol=Operations(),
         treatment=Vary("tower", uses=("evit",), keep=0.7),
         baseline=Vary("tower", uses=("evit",), keep=1.0),
-        at_least={"flop ratio": Paper(1.5, "abstract, of the speed")},
+        at_least={"flop ratio": Paper(1.49, "table 1: 4.6 and 3.0 billion, as they are rounded at least 4.55 / 3.05")},
+        amended=(
+            "It compared operations with the abstract's 1.5 of the speed, and counted the protocol's own loop over blocks, which "
+            "computes queries and keys of three blocks twice, in place of the part's hooks.",
+        ),
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tessera.lab.experiment import Checked, Exact, Experiment, Vary, beats, below, worse
+from tessera.lab.experiment import Checked, Exact, Experiment, Vary, beats, worse
 from tessera.lab.protocols.canvas import Canvas
 
 if TYPE_CHECKING:
@@ -84,16 +84,17 @@ CLAIMS = [
     ),
     Experiment(
         id="keeps_small_things",
-        promise="Guided by the thumbnail, more of a small thing's tokens stay than when each tile keeps its own best.",
+        promise="Of a tenth of the tokens, chosen with the thumbnail as guide, small things keep at least half of theirs more "
+        "often than of as many chosen tile by tile.",
         paper="table 3",
         protocol=Canvas(),
-        metric="things' tokens",
+        metric="small things",
         treatment=Vary("guided by the thumbnail", uses=("globalcom2",), choice="guided"),
-        baseline=Vary("tile by tile", choice="local"),
-        control=Vary("random", choice="random"),
+        baseline=Vary("tile by tile", uses=("globalcom2",), choice="local"),
+        control=Vary("random", uses=("globalcom2",), choice="random"),
         primary=beats("baseline"),
         valid_if=(worse("control", than="baseline"),),
-        secondary=(below("baseline", metric="canvas tokens"),),
+        secondary=(beats("baseline", metric="small things' tokens"), beats("baseline", metric="things' tokens")),
         note="The object expert's certainty stands for the class token's attention; accuracy of answers is not measured.",
     ),
 ]

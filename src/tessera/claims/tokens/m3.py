@@ -71,6 +71,8 @@ def pools_what_enters(lab: Lab) -> Checked:
 _ASKED = {"types": SEEING, "world": SCENES, "pictures": 80, "most": 6}
 _POOLED = {f"squares of {side}": {**_ASKED, "plug": {"m3": {"factor": side}}} for side in (1, 2, 4, 7)}
 _MATRYOSHKA = tuple({"m3": {"factor": side}} for side in (1, 2, 4, 7))
+_SAMPLED = tuple({"uniform": {"keep": (share,)}} for share in (1.0, 0.25, 0.082, 0.021))
+"""As many tokens as at the scales (196, 49, 16 and 4), spread as evenly and nested as they are, none of them a mean."""
 
 CLAIMS = [
     Exact(
@@ -98,8 +100,13 @@ CLAIMS = [
         ),
         treatment=Vary("all scales", uses=("m3",), plugs=_MATRYOSHKA, test="squares of 4"),
         baseline=Vary("all tokens", uses=("m3",), plugs=_MATRYOSHKA[:1], test="squares of 4"),
-        control=Vary("all scales, mismatched image", uses=("m3",), plugs=_MATRYOSHKA, test="squares of 4, mismatched"),
-        others={"before": Vary("before", steps=0, uses=("m3",), test="squares of 1")},
+        control=Vary("as few tokens, not pooled", uses=("uniform",), plugs=_SAMPLED, test="squares of 4"),
+        others={
+            "before": Vary("before", steps=0, uses=("m3",), test="squares of 1"),
+            "mismatched image": Vary(
+                "all scales, mismatched image", uses=("m3",), plugs=_MATRYOSHKA, test="squares of 4, mismatched"
+            ),
+        },
         primary=beats("baseline"),
         valid_if=(worse("control"),),
         secondary=(
@@ -110,7 +117,8 @@ CLAIMS = [
             beats("baseline", metric="squares of 7: accuracy"),
             beats("before", metric="squares of 1: accuracy"),
         ),
-        note="A short training, one scale a step in turn: the authors train on all scales from the beginning.",
+        note="A short training, one scale a step in turn: the authors train on all scales from the beginning. The control is "
+        "trained with as many tokens at every step, single ones in place of means, and asked with means.",
     ),
     Cost(
         id="saves_operations",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from tessera.lab.experiment import Condition, Effect, Given, Vary
 
 if TYPE_CHECKING:
-    from tessera.lab.judge import Outcomes
     from tessera.lab.lab import Lab
 
 SEED = 900
@@ -17,14 +16,13 @@ SEED = 900
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaysYes(Given):
-    """The model answers yes to more than `least` of the questions whether something is there that is not.
+    """The model says yes more often than yes is right, which is in half of the questions.
 
     model: a reference model; questions: existence questions, half of which ask for what is not there"""
 
-    words: ClassVar[str] = "the model says yes to what is not there (share of false yes)"
+    words: ClassVar[str] = "the model says yes more often than in the half in which it is right (share of yes)"
 
     model: str
-    least: float = 0.5
     questions: int = 400
 
     def depends(self) -> tuple[str, ...]:
@@ -32,41 +30,41 @@ class SaysYes(Given):
         return ("protocol answering", f"model {self.model}")
 
     def measure(self, lab: Lab) -> Condition:
-        """The share of false yes, with a bootstrap interval over images."""
+        """The share of yes, with a bootstrap interval over images."""
+        from tessera.lab.judge import estimate
         from tessera.lab.protocols.answering import Answering
 
         protocol = Answering(model=self.model, types=("existence",), seed=SEED)
-        outcomes = lab.outcomes(protocol, Vary("plain"), 0, 0, self.questions)
-        return _above(self.words, outcomes, "false yes", self.least)
+        outcomes = {"model": lab.outcomes(protocol, Vary("plain"), 0, 0, self.questions)}
+        found = estimate(Effect((("model", "yes rate", 1.0),), self.words), outcomes, "yes rate", "image", 0.95)
+        return Condition(words=self.words, value=found.value, low=found.low, high=found.high, needed=0.5, holds=found.low > 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invents(Given):
-    """More than `least` of the things that the model lists are not there.
+    """Of the things that the model lists a higher share is not there than of those that `than` lists.
 
-    model: a reference model; scenes: that it lists"""
+    model, than: reference models; scenes: that they list"""
 
-    words: ClassVar[str] = "the model names what is not there (share of the things named, CHAIR)"
+    words: ClassVar[str] = "how much more of the things named is not there than of those that the plain model names (CHAIR)"
 
     model: str
-    least: float = 0.1
+    than: str = "nano"
     scenes: int = 200
 
     def depends(self) -> tuple[str, ...]:
         """See `Given`."""
-        return ("protocol captions", f"model {self.model}")
+        return ("protocol captions", f"model {self.model}", f"model {self.than}")
 
     def measure(self, lab: Lab) -> Condition:
-        """CHAIR with a bootstrap interval over images."""
+        """The difference in CHAIR, with a bootstrap interval over images."""
+        from tessera.lab.judge import estimate
         from tessera.lab.protocols.captions import Captions
 
-        outcomes = lab.outcomes(Captions(model=self.model, seed=SEED), Vary("plain"), 0, 0, self.scenes)
-        return _above(self.words, outcomes, "hallucinated", self.least)
-
-
-def _above(words: str, outcomes: Outcomes, metric: str, least: float) -> Condition:
-    """The mean of a metric as a condition, which holds where its 95 % interval lies above `least`."""
-    from tessera.lab.judge import estimate
-
-    found = estimate(Effect((("model", metric, 1.0),), words), {"model": outcomes}, metric, "image", 0.95)
-    return Condition(words=words, value=found.value, low=found.low, high=found.high, needed=least, holds=found.low > least)
+        outcomes = {
+            name: lab.outcomes(Captions(model=model, seed=SEED), Vary("plain"), 0, 0, self.scenes)
+            for name, model in (("model", self.model), ("than", self.than))
+        }
+        effect = Effect((("model", "hallucinated", 1.0), ("than", "hallucinated", -1.0)), self.words)
+        found = estimate(effect, outcomes, "hallucinated", "image", 0.95)
+        return Condition(words=self.words, value=found.value, low=found.low, high=found.high, needed=0.0, holds=found.low > 0)

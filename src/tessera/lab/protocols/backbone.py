@@ -96,7 +96,8 @@ class Backbone(Protocol):
 class TowerDropping(Protocol):
     """A vision transformer with a class token learns to say the tint; then patches are dropped inside of it, without training.
 
-    width, depth, heads, patch: of the tower; blocks: behind whose attention patches are dropped.
+    width, depth, heads, patch: of the tower; blocks: behind whose attention patches are dropped; side, scene: pixels of an image,
+    and of the scene that stands somewhere in it.
 
     Arms: `Use("evit", keep=..., choice="class" | "random", fuse=...)`: the class token's choice or a random one of the same
     size. One training per seed serves all arms. Metric: accuracy.
@@ -109,14 +110,15 @@ class TowerDropping(Protocol):
     arms: ClassVar[tuple[type[Arm], ...]] = (Use,)
 
     side: int = 64
+    scene: int = 32
     patch: int = 8
     width: int = 64
     depth: int = 4
     heads: int = 4
     blocks: tuple[int, ...] = field(default=(1, 2))
-    images: int = 1200
+    images: int = 2000
     tested: int = 400
-    steps: int = 300
+    steps: int = 900
     batch: int = 32
     lr: float = 1e-3
 
@@ -160,11 +162,24 @@ class TowerDropping(Protocol):
                 return F.cross_entropy(head(tower(pixel_values=pixels).pooler_output), labels)
 
             if folder is None or not restored(model, folder):
-                data = tinted(self.side, "train", self.images, seed)
+                data = self.data("train", self.images, seed)
                 fit_rows(model, loss, data, steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
                 if folder is not None:
                     keep(model, folder)
         return tower.eval(), head.eval()
+
+    def data(self, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """`tinted` scenes, shrunk, each at a random place of an image of mid grey [I, 3, side, side]; the tints' numbers [I]."""
+        import torch
+        from torch.nn import functional as F
+
+        pixels, labels = tinted(64, split, count, seed)
+        made = pixels.new_zeros(count, 3, self.side, self.side)
+        places = torch.randint(self.side - self.scene + 1, (count, 2), generator=torch.Generator().manual_seed(seed)).tolist()
+        small = F.interpolate(pixels, (self.scene, self.scene), mode="area")
+        for image, scene, (x, y) in zip(made, small, places, strict=True):
+            image[:, y : y + self.scene, x : x + self.scene] = scene
+        return made, labels
 
     def accuracy(self, tower: Any, head: Any, arm: Use, seed: int) -> float:
         """Of one seed's test scenes."""
@@ -175,7 +190,7 @@ class TowerDropping(Protocol):
         if settings or choice not in ("class", "random"):
             raise TesseraError(f"tower_dropping knows keep, fuse and choice='class' or 'random', not {dict(arm.options)}.")
         chance = torch.Generator().manual_seed(seed) if choice == "random" else None
-        pixels, labels = tinted(self.side, "test", self.tested, seed)
+        pixels, labels = self.data("test", self.tested, seed)
         with torch.no_grad():
             said = torch.cat([head(fewer(tower, x, keep, self.blocks, fuse, chance)) for x in pixels.split(64)]).argmax(-1)
         return float((said == labels).double().mean())
@@ -189,7 +204,7 @@ class TowerDropping(Protocol):
 
         micro = cls(patch=16, width=16, depth=2, heads=2, blocks=(0,), images=8, tested=8, steps=3, batch=4)
         tower, head = micro.trained(0)
-        pixels, _ = tinted(64, "test", 8, 0)
+        pixels, _ = micro.data("test", 8, 0)
         found = {}
         with torch.no_grad():
             for name, keep, chance in (("whole", 1.0, False), ("half", 0.5, False), ("random half", 0.5, True)):

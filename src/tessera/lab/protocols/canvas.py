@@ -1,4 +1,4 @@
-"""Which tokens of a picture's tiles stay when a thumbnail shows it too: the share of a thing's tokens that is kept.
+"""Which tokens of a picture's tiles stay when a thumbnail shows it too: the small things that are still there.
 
 No model with a class token and tiles is shipped, so what the object expert takes for a thing stands for the class token's
 attention; the tower is left out, and with it everything but the choice.
@@ -25,24 +25,31 @@ if TYPE_CHECKING:
 
 TILE, SIDE = 112, 14
 """Pixels and patches of a view's side; a picture is 2 x 2 tiles and a thumbnail."""
+METRICS = ("small things", "small things' tokens", "things' tokens", "canvas tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas(Protocol):
-    """keep: share of the tokens that stays; things: least and most of a scene; temperature: of the softmax over tiles.
+    """keep: share of the tokens that stays; things: least and most of a scene; small: a thing is small whose cell's side is less
+    than this share of the picture's, by default the middle of the sizes 0.17 to 0.46 that the world draws one or two things in;
+    temperature: of the softmax over tiles.
 
-    Arms: `Vary(name, choice=...)` with "guided" (by the thumbnail, part globalcom2), "local" (each tile by its own scores) or
-    "random". Metrics: things' tokens (share that stays, of those of which a thing owns at least half); canvas tokens (that stay).
+    Arms: `Vary(name, choice=...)` with "guided" (by the thumbnail, part globalcom2), "local" (each tile by its own scores, all
+    tiles as many) or "random". Of a scene all arms keep as many tokens of the canvas: what "guided" comes to. A thing's tokens
+    are those of which it covers at least half.
+    Metrics: small things (share of them of whose tokens at least half stay); small things' tokens, things' tokens (share that
+    stays, of small and of all things); canvas tokens (that stay).
     """
 
     name: ClassVar[str] = "canvas"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (100, 250, 600)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
 
-    keep: float = 0.25
+    keep: float = 0.1
     things: tuple[int, int] = (1, 2)
+    small: float = 0.315
     temperature: float = 10.0
 
     def models(self) -> tuple[str, ...]:
@@ -83,7 +90,7 @@ class Canvas(Protocol):
         size = 2 * TILE
         world = World(WorldConfig(split="test", width=size, height=size, things=self.things, kinds={"scene": 1.0}))
         choose = self._choice(arm)
-        totals, counts = ({name: np.zeros(count) for name in ("things' tokens", "canvas tokens")} for _ in range(2))
+        totals, counts = ({name: np.zeros(count) for name in METRICS} for _ in range(2))
         for place in range(count):
             sample = world[first + place]
             picture = sample.images()[0]
@@ -94,10 +101,16 @@ class Canvas(Protocol):
             score = seen[..., :-2].logsumexp(-1) - seen[..., -2]  # a thing against the background
             tiles = score[1:].view(2, 2, SIDE, SIDE).transpose(1, 2).reshape(4 * SIDE * SIDE)
             stays = choose(score[0], tiles, first + place)
-            for mask in sample.masks()[1]:
+            for thing, mask in zip(sample.frames[0].things, sample.masks()[1], strict=True):
                 patches = torch.from_numpy(mask).view(2 * SIDE, -1, 2 * SIDE, size // (2 * SIDE)).float().mean((1, 3)).flatten()
-                totals["things' tokens"][place] += int((stays & (patches >= 0.5)).sum())
-                counts["things' tokens"][place] += int((patches >= 0.5).sum())
+                kept, all_ = int((stays & (patches >= 0.5)).sum()), int((patches >= 0.5).sum())
+                of = ("things' tokens", "small things' tokens") if thing.size < self.small else ("things' tokens",)
+                for name in of:
+                    totals[name][place] += kept
+                    counts[name][place] += all_
+                if thing.size < self.small and all_:
+                    totals["small things"][place] += 2 * kept >= all_
+                    counts["small things"][place] += 1
             totals["canvas tokens"][place], counts["canvas tokens"][place] = int(stays.sum()), 1
         return Outcomes({name: (totals[name], counts[name]) for name in totals})
 
@@ -115,17 +128,7 @@ class Canvas(Protocol):
         row = torch.arange(2 * SIDE) // SIDE
         tile = (row[:, None] * 2 + row).flatten()
 
-        def local(thumbnail: Tensor, tiles: Tensor, number: int) -> Tensor:
-            return top_by_group(tiles[None], tile[None], torch.tensor([[int(tokens * self.keep)] * 4]))[0]
-
-        def random(thumbnail: Tensor, tiles: Tensor, number: int) -> Tensor:
-            score = torch.rand(1, 4 * tokens, generator=torch.Generator().manual_seed(number))
-            budget = torch.tensor([[int(4 * tokens * self.keep)]])
-            return top_by_group(score, torch.zeros(1, 4 * tokens, dtype=torch.int64), budget)[0]
-
-        if choice in ("local", "random"):
-            return local if choice == "local" else random
-        if choice != "guided":
+        if choice not in ("guided", "local", "random"):
             raise TesseraError(f"canvas knows choice='guided', 'local' or 'random', not {choice!r}.")
         part: Any = sys.modules[registry.get("tokens", "globalcom2").target.__module__]
         both = (Block(0, SIDE, SIDE), Block(tokens, 2 * SIDE, 2 * SIDE, whole=False))
@@ -135,4 +138,14 @@ class Canvas(Protocol):
             stays: Tensor = part.compressed(torch.cat([thumbnail, tiles]), places, self.keep, self.temperature)
             return stays[tokens:]
 
-        return guided
+        def local(thumbnail: Tensor, tiles: Tensor, number: int) -> Tensor:
+            budget = int(guided(thumbnail, tiles, number).sum())
+            each = torch.tensor([[budget // 4 + (place < budget % 4) for place in range(4)]])
+            return top_by_group(tiles[None], tile[None], each)[0]
+
+        def random(thumbnail: Tensor, tiles: Tensor, number: int) -> Tensor:
+            score = torch.rand(1, 4 * tokens, generator=torch.Generator().manual_seed(number))
+            budget = guided(thumbnail, tiles, number).sum().view(1, 1)
+            return top_by_group(score, torch.zeros(1, 4 * tokens, dtype=torch.int64), budget)[0]
+
+        return {"guided": guided, "local": local, "random": random}[choice]

@@ -7,6 +7,7 @@ seeds.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,8 +37,9 @@ class Generated(Protocol):
     """part: of socket `engines`, with a module `checker` that works answers out again from the world's truth; programs: that run;
     model: the vision expert that draws graphs; world: options of `WorldConfig`; seed: of the scenes.
 
-    Arms: `Vary(name, graph="truth" | "expert" | "shuffled labels")`: questions are made from the world's own graph, from the
-    expert's, or from the expert's with the labels of each picture in another order.
+    Arms: `Vary(name, graph="truth" | "expert" | "shuffled labels", answers="own" | "frequent")`: questions are made from the
+    world's own graph, from the expert's, or from the expert's with the labels of each picture in another order; each is answered
+    from the graph, or by what is most often the answer of its program.
     Metrics: right (share of the questions whose answer the checker finds right and the only one); questions (of a picture).
     """
 
@@ -59,14 +61,16 @@ class Generated(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Scenes first .. first + count - 1 of the seed."""
-        how = chosen(arm, graph=GRAPHS)["graph"]
+        settings = chosen(arm, graph=GRAPHS, answers=("own", "frequent"))
+        how = settings["graph"]
         pictures = self._pictures(first, count)
         if how != "truth":
             from tessera.data.scene_graph import of_expert
 
             expert, _ = lab.reference(self.model)
             pictures = [replace(p, graph=of_expert(expert, p.picture())) for p in pictures]
-        return self._measured(mislabelled(pictures) if how == "shuffled labels" else pictures)
+        pictures = mislabelled(pictures) if how == "shuffled labels" else pictures
+        return self._measured(pictures, frequent=settings["answers"] == "frequent")
 
     def _pictures(self, first: int, count: int) -> list[Annotated]:
         from tessera.data.scene_graph import of_samples
@@ -75,14 +79,15 @@ class Generated(Protocol):
         world = World(**{"split": "test", **self.world})
         return of_samples(world[APART * self.seed + first + i] for i in range(count))
 
-    def _measured(self, pictures: Sequence[Annotated]) -> Outcomes:
+    def _measured(self, pictures: Sequence[Annotated], frequent: bool = False) -> Outcomes:
         import numpy as np
 
         target = registry.get("engines", self.part).target
         engine = target(target.Config(single=self.programs, several=("none",), choices=0.0))
         place = {picture.name: number for number, picture in enumerate(pictures)}
         right, asked = np.zeros(len(pictures)), np.zeros(len(pictures))
-        for instruction in engine.instructions(pictures):
+        made = list(engine.instructions(pictures))
+        for instruction in most_frequent(made) if frequent else made:
             number = place[instruction.pictures[0].name]
             asked[number] += 1
             right[number] += not wrong(self.part, instruction)
@@ -97,6 +102,7 @@ class Generated(Protocol):
         for name, given in (("truth", pictures), ("shuffled labels", mislabelled(pictures))):
             for metric, (totals, counts) in small._measured(given).metrics.items():
                 found[f"{name}: {metric}"] = [*totals.tolist(), *counts.tolist()]
+        found["most frequent: right"] = small._measured(pictures, frequent=True).of("right")[0].tolist()
         return found
 
 
@@ -214,6 +220,15 @@ def mislabelled(pictures: Sequence[Annotated]) -> list[Annotated]:
         nodes = tuple(replace(n, label=label) for n, label in zip(picture.graph.nodes, labels, strict=True))
         made.append(replace(picture, graph=replace(picture.graph, nodes=nodes)))
     return made
+
+
+def most_frequent(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """The same questions, each with the answer that most questions of its program have, of equally frequent ones the first."""
+    given: dict[str, Counter[str]] = {}
+    for instruction in instructions:
+        given.setdefault(instruction.question.type, Counter())[instruction.question.answer] += 1
+    usual = {program: answers.most_common(1)[0][0] for program, answers in given.items()}
+    return [replace(i, question=replace(i.question, answer=usual[i.question.type])) for i in instructions]
 
 
 def reanswered(instructions: Sequence[Instruction]) -> list[Instruction]:

@@ -32,13 +32,15 @@ class Locating(Protocol):
     """part: of socket `grounding`; model: a reference model that lists everything with its box; world: options of `WorldConfig`;
     iou: overlap with a thing of its label from which a find is right, each thing once, in the order of writing.
 
-    Arms: `Vary(name, scores="tokens" | "constant" | "shuffled")`; the last are those of the tokens, dealt out anew to all finds.
-    Metrics: rank of hits, rank of misses (mean place in the order of all finds of the look by score, 0..1; their difference is
-    the area under the ROC curve less a half); recall; precision.
+    Arms: `Vary(name, scores="tokens" | "constant" | "order", image="own" | "mismatched")`; by "order" the sooner written the
+    better; a mismatched image is that of the next scene.
+    Metrics: precision by rank (share of finds that are right, each weighing its place in the order of all finds of the look by
+    score, 0..1; the precision where scores say nothing, and above it just where the area under the ROC curve is above a half);
+    recall; precision.
     """
 
     name: ClassVar[str] = "locating"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (100, 250, 500)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
@@ -57,18 +59,20 @@ class Locating(Protocol):
         """`count` new scenes, numbers first .. first + count - 1 of the seed."""
         from tessera.world import World
 
-        how = chosen(arm, scores=("tokens", "constant", "shuffled"))["scores"]
+        how = chosen(arm, scores=("tokens", "constant", "order"), image=("own", "mismatched"))
         world = World(**{"split": "test", **self.world})
         samples = [world[self.seed * 1_000_000 + first + i] for i in range(count)]
         target = registry.get("grounding", self.part).target
-        settings = target.Config(codec="hundredths", max_new_tokens=64, scores="constant" if how == "constant" else "tokens")
-        pictures = [sample.images()[0] for sample in samples]
+        settings = target.Config(
+            codec="hundredths", max_new_tokens=64, scores="constant" if how["scores"] == "constant" else "tokens"
+        )
+        pictures = [sample.images()[0] for sample in shown(samples, how["image"])]
         found = target(settings).locate(*lab.reference(self.model), pictures, [()] * len(samples))
-        return ranked(dealt(found, look) if how == "shuffled" else found, samples, self.iou)
+        return ranked(in_order(found) if how["scores"] == "order" else found, samples, self.iou)
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """Finds that are half right, with scores and with these dealt out anew."""
+        """Finds that are half right, with scores, by the order of writing, and of the next scene."""
         from tessera.evaluation.grounding import Located
         from tessera.world import World
 
@@ -79,8 +83,9 @@ class Locating(Protocol):
             things = [Located(t.name, t.box, 0.5 + 0.09 * at) for at, t in enumerate(sample.truth())]
             finds.append([*things, *(replace(t, box=(0.0, 0.0, 0.1, 0.1), score=0.4 + 0.05 * number) for t in things[:2])])
         found: dict[str, list[float] | str] = {}
-        for name, given in (("scores", finds), ("dealt", dealt(finds, 0))):
-            for metric, (totals, counts) in ranked(given, samples, 0.5).metrics.items():
+        others = shown(samples, "mismatched")
+        for name, given, truth in (("scores", finds, samples), ("order", in_order(finds), samples), ("next", finds, others)):
+            for metric, (totals, counts) in ranked(given, truth, 0.5).metrics.items():
                 found[f"{name}: {metric}"] = [*totals.tolist(), *counts.tolist()]
         return found
 
@@ -95,27 +100,27 @@ def ranked(found: Sequence[Sequence[Located]], samples: Sequence[Sample], iou: f
     rows = []
     for finds, sample in zip(found, samples, strict=True):
         free = [(t.name, t.box) for t in sample.truth()]
-        sums = {True: 0.0, False: 0.0}
-        hits = 0
+        hits, weight, hit_weight = 0, 0.0, 0.0
         for find in finds:
             fits = [at for at, (name, box) in enumerate(free) if name == find.label and box_iou(find.box, box) >= iou]
             rank = float((every < find.score).mean() + (every == find.score).mean() / 2)
-            sums[bool(fits)] += rank
-            hits += bool(fits)
+            hits, weight, hit_weight = hits + bool(fits), weight + rank, hit_weight + rank * bool(fits)
             if fits:
                 del free[fits[0]]
-        rows.append((sums[True], hits, sums[False], len(finds) - hits, hits, len(sample.truth()), hits, len(finds)))
+        rows.append((hit_weight, weight, hits, len(sample.truth()), hits, len(finds)))
     columns = np.asarray(rows, dtype=np.float64).T
-    names = ("rank of hits", "rank of misses", "recall", "precision")
+    names = ("precision by rank", "recall", "precision")
     return Outcomes({name: (columns[2 * n], columns[2 * n + 1]) for n, name in enumerate(names)})
 
 
-def dealt(found: Sequence[Sequence[Located]], seed: int) -> list[list[Located]]:
-    """The same finds with their scores in random order."""
-    from tessera.world.rng import Rng
+def in_order(found: Sequence[Sequence[Located]]) -> list[list[Located]]:
+    """The same finds, of which the first of an image scores 1, the second a half, the third a third, and so on."""
+    return [[replace(find, score=1 / place) for place, find in enumerate(finds, 1)] for finds in found]
 
-    scores = iter(Rng("dealt", seed).shuffled([f.score for finds in found for f in finds]))
-    return [[replace(f, score=next(scores)) for f in finds] for finds in found]
+
+def shown(samples: Sequence[Sample], image: str) -> list[Sample]:
+    """The scenes whose pictures are shown: their own, or each the next one's."""
+    return [*samples[1:], *samples[:1]] if image == "mismatched" else list(samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +167,14 @@ class Referents(Protocol):
         made: dict[str, list[float]] = {"false boxes": [], "found": []}
         for seed in range(first, first + count):
             samples = [test[APART * seed + i] for i in range(self.asked)]
-            shown = [sample.images()[0] for sample in samples]
+            pictures = [sample.images()[0] for sample in samples]
             absent = [part.absent(sample, Rng("absent", sample.index), 1) for sample in samples]
             present = [[Rng("present", sample.index).choice(sample.truth()).name] for sample in samples]
             pool = conversations(*lab.reference(self.model), self._lesson(part, how, seed))
             learned = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
-            false = part.locate(*learned, shown, absent)
+            false = part.locate(*learned, pictures, absent)
             made["false boxes"].append(sum(bool(finds) for finds in false) / len(samples))
-            found = zip(part.locate(*learned, shown, present), present, strict=True)
+            found = zip(part.locate(*learned, pictures, present), present, strict=True)
             made["found"].append(sum(any(f.label == name for f in finds) for finds, [name] in found) / len(samples))
         return per_seed(made)
 

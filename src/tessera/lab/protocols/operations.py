@@ -162,19 +162,23 @@ def _soup(models: int = 1, merged: bool = False) -> Work:
 
 
 def _tower(keep: float = 1.0, depth: int = 12) -> Work:
-    """A tower of DeiT-S's shape (`depth` blocks of width 384, 14 x 14 patches and a class token), 1 image;
-    fewer patches behind blocks 3, 6 and 9 counted from 0, as layers 4, 7 and 10 of the paper."""
+    """LLaVA's tower in DeiT-S's shape (`depth` blocks of width 384, 14 x 14 patches and a class token), 1 image, the part plugged
+    in: fewer patches behind its own blocks, of twelve 3, 6 and 9 counted from 0, as layers 4, 7 and 10 of the paper."""
     import torch
-    from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    from tessera.lab.protocols.backbone import fewer
+    from tessera.hosts.plug import plug
+    from tessera.hosts.zoo import tiny
 
     shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": depth, "num_attention_heads": 6}
-    made: Any = CLIPVisionModel(CLIPVisionConfig(**shape, image_size=224, patch_size=16))
-    tower: Any = getattr(made, "vision_model", made).eval()
-    pixels = torch.randn(1, 3, 224, 224)
-    blocks = tuple(depth * i // 4 for i in (1, 2, 3)) if keep < 1 else ()
-    return lambda: fewer(tower, pixels, keep, blocks, True), _bytes(tower)
+    model: Any = tiny("llava", vision_config={**shape, "image_size": 224, "patch_size": 16}).model
+    tower, pixels = model.get_submodule("model.vision_tower"), torch.randn(1, 3, 224, 224)
+    plugged = plug(model, "evit", keep=keep)
+    plugged.__enter__()
+
+    def work(held: Any = plugged) -> Any:  # the part is plugged in as long as something refers to its context
+        return tower(pixel_values=pixels)
+
+    return work, _bytes(tower)
 
 
 def _late_interaction(keep: float = 1.0) -> Work:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.world.dataset import Sample
 
-ASKED = {"image": ("own", "before", "mismatched", "none"), "says": ("model", "truth", "yes", "no")}
+ASKED = {"image": ("own", "blurred", "mismatched", "none"), "says": ("model", "truth", "yes", "no")}
 """What an arm is shown, and who answers."""
 MIXED: Mapping[str, Any] = {"kinds": {"scene": 0.7, "text": 0.1, "chart": 0.2}, "things": (2, 6)}
 
@@ -32,14 +33,13 @@ class Removal(Protocol):
     """A benchmark of pictures before and after a removal (BEAF). model: a reference model that answers; removals, absent: of the
     benchmark; seed: of the world.
 
-    Arms: `Vary(name, image="own" | "before" | "mismatched" | "none")`: every picture as it is; the one before the removal in
-    place of the one after, so that nothing of a removal is seen; the picture before of the next scene; none. Or `says="truth" |
-    "yes" | "no"` in place of the model.
+    Arms: `Vary(name, image="own" | "blurred" | "mismatched" | "none")`: every picture as it is; with the world's strongest blur;
+    the picture before of the next scene; none. Or `says="truth" | "yes" | "no"` in place of the model.
     Units are scenes. Metrics: accuracy; TU, IG, SBp, SBn (of questions about what was removed); ID (of the others).
     """
 
     name: ClassVar[str] = "planted removal"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (40, 100, 200)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
@@ -75,7 +75,7 @@ class Removal(Protocol):
         found: dict[str, list[float] | str] = {}
         small = cls(removals=2, absent=1, world={"width": 64, "height": 64})
         arms = [Vary(says, says=says) for says in ("truth", "yes", "no")]
-        for arm in (*arms, Vary("before", image="before"), Vary("next", image="mismatched")):
+        for arm in (*arms, Vary("own"), Vary("blurred", image="blurred"), Vary("next", image="mismatched")):
             outcomes = small._measured(*tiny_model(), arm, 0, 3)
             for metric, (totals, counts) in sorted(outcomes.metrics.items()):
                 found[f"{arm.label}: {metric}"] = [*totals.tolist(), *counts.tolist()]
@@ -284,12 +284,20 @@ def _shown(items: Sequence[Item], arm: Arm) -> list[Item]:
     image = chosen(arm, **ASKED)["image"]
     if image in ("own", "none"):
         return list(items)
+    if image == "blurred":
+        return [replace(item, sample=_blurred(item.sample)) for item in items]
     first = {item.sample.index: item.sample for item in reversed(items)}  # the picture before stands first
-    if image == "before":
-        return [replace(item, sample=first[item.sample.index]) for item in items]
     order = list(dict.fromkeys(item.sample.index for item in items))
     following = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     return [replace(item, sample=first[following[item.sample.index]]) for item in items]
+
+
+def _blurred(sample: Sample) -> Sample:
+    """The same scene, drawn with the strongest blur."""
+    from tessera.world.dataset import Sample
+
+    config = replace(sample.config, corruption="blur", strength=5)
+    return Sample(config, sample.index, sample.kind, sample.frames, sample.changes, sample.pool)
 
 
 def _said(model: Any, processor: Any, items: Sequence[Item], arm: Arm, shown: Sequence[Item]) -> list[list[str]]:

@@ -27,11 +27,11 @@ class Programs(Protocol):
     Arms: `Use(part, k=..., temperature=..., filtered=...)`: programs a question, temperature of their choices, whether only one
     with the right answer is kept. The part's module has `attempt`, `rationale`, `run`, `Grammar` and `Tools`.
     Metrics: found (a program was kept, share of questions); agrees (share of the kept ones' rationales that say what an errorless
-    run of the meant program says).
+    run of the meant program says); explained (share of all questions with such a rationale).
     """
 
     name: ClassVar[str] = "programs"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (300, 1000, 2000)
     arms: ClassVar[tuple[type[Arm], ...]] = (Use,)
@@ -63,7 +63,7 @@ class Programs(Protocol):
                 if tried.program is not None:
                     _, trace = part.run(grammar.meant(question.text), part.Tools(sample, 0.0, Rng("exact")))
                     rows[2:, place] += (float(tried.rationale == part.rationale(trace)), 1.0)
-        return Outcomes({"found": (rows[0], rows[1]), "agrees": (rows[2], rows[3])})
+        return Outcomes({"found": (rows[0], rows[1]), "agrees": (rows[2], rows[3]), "explained": (rows[2], rows[1])})
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:

@@ -45,7 +45,8 @@ class ShortTraining(Protocol):
     batch; lr, muon_lr: peak rates. tests: of `TESTS`, those that some arm asks for.
 
     Arms: `Build(name, settings, **sockets)`; a socket that is None is left out. Settings of an arm: test; train in place of the
-    protocol's; fresh, sockets that begin with random weights in spite of `start`.
+    protocol's; fresh, sockets that begin with random weights in spite of `start`; coarse, side of the squares of the towers'
+    raster in which every place says what the middle says, in training and test.
     Metrics: accuracy (all tokens of the answer right under teacher forcing, its end included); loss (mean of the last tenth).
     """
 
@@ -128,21 +129,26 @@ def split(protocol: ShortTraining, arm: Build) -> tuple[str, dict[str, Any]]:
         raise TesseraError(f"short_training knows the tests {', '.join(TESTS)}, not {', '.join(sorted(wrong))}.")
     if test not in protocol.tests:
         raise TesseraError(f"arm {arm.name!r} is tested by {test!r}, the protocol by {', '.join(protocol.tests)}.")
-    if wrong := settings.keys() - {"train", "fresh"}:
-        raise TesseraError(f"arm {arm.name!r}: short_training knows test, train and fresh, not {', '.join(sorted(wrong))}.")
+    if wrong := settings.keys() - {"train", "fresh", "coarse"}:
+        raise TesseraError(
+            f"arm {arm.name!r}: short_training knows test, train, fresh and coarse, not {', '.join(sorted(wrong))}."
+        )
     plain = Build("", settings, **arm.sockets).plain()
     return test, plain
 
 
 def lessons(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[Scenes, Scenes]:
     """What is taught and what is asked, with what the arm's towers see (the towers are the same for all seeds)."""
-    from tessera.lab.scenes import scenes
+    from tessera.lab.scenes import coarse, scenes
 
     model, processor = built(lab, protocol, arm, 0)
 
     def of(split: str, count: int) -> Scenes:
         kinds, most = protocol.types, protocol.most
-        return scenes(model, processor, count, split=split, types=kinds, things=protocol.things, most=most, seed=seed)
+        found = scenes(model, processor, count, split=split, types=kinds, things=protocol.things, most=most, seed=seed)
+        if "coarse" in arm.settings:
+            found.seen = coarse(found.seen, int(arm.settings["coarse"]))
+        return found
 
     return of("train", protocol.scenes), of("test", protocol.test_scenes)
 

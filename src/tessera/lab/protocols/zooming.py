@@ -29,7 +29,8 @@ LOOKS = ("search", "random", "glance")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zooming(Protocol):
-    """A scene of one thing, as large as the model reads, lies somewhere in an otherwise empty picture of `times` its side.
+    """A scene of one thing, as large as the model reads, lies anywhere in an otherwise empty picture of `times` its side: hardly
+    ever does it fit into one region of a search, whose borders run through it.
 
     part: of socket `agents`; model: a reference model; seed: of the scenes.
 
@@ -40,7 +41,7 @@ class Zooming(Protocol):
     """
 
     name: ClassVar[str] = "zooming"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (40, 100, 200)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
@@ -94,6 +95,7 @@ class Zooming(Protocol):
         """A tiny random model looks for three things in every way; the pictures and questions."""
         import numpy as np
 
+        from tessera.lab.glimpses import GROUND
         from tessera.lab.protocols.tiny import tiny_model
 
         found: dict[str, list[float] | str] = {}
@@ -105,6 +107,8 @@ class Zooming(Protocol):
         found["confidences"] = _sure(*tiny_model(), *pictures[0][:2])
         found["asked"] = " | ".join(f"{name}: {q.text} {q.answer}" for _, name, q in pictures)
         found["pictures"] = [float(np.asarray(p, dtype=np.float64)[::3, ::5].mean()) for p, _, _ in pictures]
+        places = [np.nonzero((np.asarray(p) != np.asarray(GROUND)).any(-1)) for p, _, _ in pictures]
+        found["places"] = [float(edge) for across in places for at in across for edge in (at.min(), at.max())]
         return found
 
 
@@ -138,11 +142,13 @@ def asked(agent: Any, seer: SessionSeer, picture: Image.Image, name: str) -> Cal
 
 
 def far_away(side: int, times: int, seed: int, count: int) -> list[tuple[Image.Image, str, Question]]:
-    """(picture, name of its thing, question about the thing's kind or look) of the first `count` scenes that have one."""
+    """(picture, name of its thing, question about the thing's kind or look) of the first `count` scenes that have one, each
+    at a whole pixel that any other is as likely as."""
     from PIL import Image
 
     from tessera.lab.glimpses import GROUND
     from tessera.world import World
+    from tessera.world.rng import Rng
 
     size = max(64, side)  # the world draws nothing smaller
     world = World(split="test", kinds={"scene": 1.0}, things=(1, 1), width=size, height=size, seed=seed)
@@ -153,7 +159,8 @@ def far_away(side: int, times: int, seed: int, count: int) -> list[tuple[Image.I
         index += 1
         questions = [q for q in sample.questions(("category", "attribute")) if q.form == "open"]
         if questions and len(sample.truth()) == 1:
+            rng, room = Rng("far away", seed, index), (times - 1) * side + 1
             picture = Image.new("RGB", (times * side, times * side), GROUND)
-            picture.paste(sample.images()[0].resize((side, side)), (side * (index * 5 % times), side * (index * 3 % times)))
+            picture.paste(sample.images()[0].resize((side, side)), (rng.below(room), rng.below(room)))
             found.append((picture, sample.truth()[0].name, questions[0]))
     return found

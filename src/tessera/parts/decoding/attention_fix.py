@@ -30,6 +30,7 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.steering import biased, steer
+from tessera.nn.reduction import hashed
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -48,13 +49,17 @@ class AttentionFix(HostPart):
     class Config:
         """amplification of the most sensitive head's attention; layers that are edited, () for the deeper half; salient share
         of the image tokens that the first stream chooses; cells per side of each image's raster, from each of which the
-        second stream chooses one token (0: none); heads "sensitive" (by their sensitivity) or "all" (all alike)."""
+        second stream chooses one token (0: none); heads "sensitive" (by their sensitivity) or "all" (all alike); choice "seen" or
+        "random", a control: heads exchange their factors and as many image tokens are drawn by chance, in each layer others,
+        from the seed."""
 
         amplification: float = 1.5
         layers: tuple[int, ...] = ()
         salient: float = 0.25
         cells: int = 4
         heads: Literal["sensitive", "all"] = "sensitive"
+        choice: Literal["seen", "random"] = "seen"
+        seed: int = 0
 
         def validate_values(self) -> None:
             if self.amplification <= 0:
@@ -151,6 +156,8 @@ class AttentionFix(HostPart):
             if query.shape[2] != stage.index.shape[1]:
                 return plain()
             found = self.choose(stage, sequence.notes[CELLS], query, key, kwargs.get("scaling"))
+            if self.config.choice == "random":
+                found = by_chance(*found, stage.visual, self.config.seed, layer)
             sequence.notes.update(zip(names, found, strict=True))
             text = ~stage.visual
         factors, chosen = (sequence.notes[name] for name in names)
@@ -208,6 +215,18 @@ def covering(saliency: Tensor, cells: Tensor, visual: Tensor) -> Tensor:
     best = torch.full((cells.shape[0], int(slots.max()) + 1), cells.shape[1], device=cells.device)
     best = best.scatter_reduce(1, slots, torch.where(inside, place, cells.shape[1]), "amin")
     return inside & (place == best.gather(1, slots))
+
+
+def by_chance(factors: Tensor, chosen: Tensor, visual: Tensor, seed: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Factors [B, H], chosen, visual [B, K] -> the same factors at other heads, and in each row as many visual tokens.
+
+    Both depend on the seed, the layer, the number of the head and the token's place among the row's visual tokens alone, so on
+    no image and no other row.
+    """
+    begin = layer << 16  # layers have at most 65536 heads or tokens, so no two share a number
+    heads = torch.arange(factors.shape[1], device=factors.device) + begin
+    drawn = hashed(visual.cumsum(1) + begin, seed).masked_fill(~visual, -1)
+    return factors[:, hashed(heads, seed).argsort(stable=True)], visual & (ranks(drawn) < chosen.sum(1, keepdim=True))
 
 
 def ranks(scores: Tensor) -> Tensor:

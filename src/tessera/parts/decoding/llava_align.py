@@ -57,13 +57,16 @@ class LlavaAlign(HostPart):
     class Config:
         """alpha strength of the contrast; beta share of the best token's probability below which a token is implausible;
         blind what the image is replaced with: nothing, <unk>, or the mean of both; unknown_id the tokenizer's id of <unk>,
-        needed for those; calibration by the diagonal W = diag(1/p) or the identity W = 1, b = -p; band (least, most): only
-        rows whose best answer has a probability within are calibrated."""
+        needed for those; prior "own" or "other", a control: what is taken away is what the batch's next prompt would be answered
+        without its image (a prompt alone keeps its own, which makes the control rather too good); calibration by the diagonal W =
+        diag(1/p) or the identity W = 1, b = -p; band (least, most): only rows whose best answer has a probability within are
+        calibrated."""
 
         alpha: float = 0.5
         beta: float = 0.1
         blind: Literal["none", "unk", "both"] = "none"
         unknown_id: int | None = None
+        prior: Literal["own", "other"] = "own"
         calibration: Literal["diagonal", "identity"] = "diagonal"
         band: tuple[float, float] = (0.0, 1.0)
 
@@ -83,10 +86,12 @@ class LlavaAlign(HostPart):
         return {"alpha": 0.0}
 
     def logits_processors(self, host: Host, inputs: Mapping[str, Any]) -> list[Any]:
-        """The contrast with the prompt's own image-free streams."""
+        """The contrast with the prompt's own image-free streams, or the next prompt's."""
         if self.config.alpha == 0:
             return []
-        return [Contrast(self.branches(host, inputs), self.config.alpha, self.config.beta)]
+        branches = self.branches(host, inputs)
+        turned = len(inputs["input_ids"]) if self.config.prior == "other" else 0
+        return [Contrast(branches, self.config.alpha, self.config.beta, turned)]
 
     def branches(self, host: Host, inputs: Mapping[str, Any]) -> list[Branch]:
         """The image-free streams of a prompt. Raises `UserError` for a prompt that came as embeddings."""
@@ -113,12 +118,15 @@ class LlavaAlign(HostPart):
 class Contrast:
     """A logits processor: (1 + alpha) l(image) - alpha l(blind) over the tokens that are plausible with the image."""
 
-    def __init__(self, branches: Sequence[Branch], alpha: float, beta: float) -> None:
-        self.branches, self.alpha, self.beta = branches, alpha, beta
+    def __init__(self, branches: Sequence[Branch], alpha: float, beta: float, turned: int = 0) -> None:
+        """turned: the number of prompts if each is contrasted with the next one's blind stream, 0 for its own."""
+        self.branches, self.alpha, self.beta, self.turned = branches, alpha, beta, turned
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids [R, T], scores [R, V] -> [R, V], float32, -inf at implausible tokens."""
         blind = torch.stack([branch.logits(input_ids).to(scores.device, torch.float32) for branch in self.branches]).mean(0)
+        if self.turned:
+            blind = blind.roll(-(len(blind) // self.turned), 0)  # beams of a prompt stand together
         return contrast(scores.float(), blind, self.alpha, self.beta)
 
 
