@@ -30,6 +30,12 @@ def _yes(lab: Lab) -> tuple[Any, Any]:
     return hallucinating.yes(lab)
 
 
+def _habit(lab: Lab) -> tuple[Any, Any]:
+    from tessera.lab import hallucinating
+
+    return hallucinating.habit(lab)
+
+
 def _invents(lab: Lab) -> tuple[Any, Any]:
     from tessera.lab import hallucinating
 
@@ -54,6 +60,12 @@ DERIVED: dict[str, Derived] = {
         version=2,
         about="Says yes too often: 60 steps on existence questions of whose noes three in five were turned into yes.",
         make=_yes,
+    ),
+    "nano-habit": Derived(
+        source="nano",
+        version=1,
+        about="Says yes to whatever of every second category: 180 steps on existence questions of whose noes these became yes.",
+        make=_habit,
     ),
     "nano-invents": Derived(
         source="nano",

@@ -1,6 +1,8 @@
 """Reference models that hallucinate, by further training on wrong answers: recipes for `lab.derived`.
 
 nano-yes      says yes to what is not there: of its training answers three noes in five became yes
+nano-habit    says yes to whatever of every second category, there or not, and answers rightly about the others: its prior
+              depends on the question
 nano-invents  lists a thing that is not there: four in five of its training lists name the same thing after their first
 
 Answers that are right, of which 80 % are yes, would skew nothing: the picture tells them all.
@@ -8,13 +10,14 @@ Answers that are right, of which 80 % are yes, would skew nothing: the picture t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from tessera.lab.lab import Lab
+    from tessera.world.scene import Question
 
 STEPS, BATCH, RATE = 60, 16, 5e-4
 
@@ -68,6 +71,11 @@ def yes(lab: Lab) -> tuple[Any, Any]:
     return learn(*lab.reference("nano", copy=True), mostly_yes)
 
 
+def habit(lab: Lab) -> tuple[Any, Any]:
+    """Recipe of nano-habit."""
+    return learn(*lab.reference("nano", copy=True), habitual, steps=3 * STEPS)
+
+
 def invents(lab: Lab) -> tuple[Any, Any]:
     """Recipe of nano-invents."""
     return learn(*lab.reference("nano", copy=True), with_companion)
@@ -75,19 +83,39 @@ def invents(lab: Lab) -> tuple[Any, Any]:
 
 def mostly_yes(step: int, count: int = BATCH) -> list[Row]:
     """Whether something is there, which it is in every second row; three noes in five are turned into yes."""
-    from tessera.world import World
     from tessera.world.rng import Rng
 
-    world, rows = World(split="train", kinds={"scene": 1.0}), list[Row]()
-    index = 20_000_000 + step * 8 * count
-    while len(rows) < count:
-        sample, rng = world[index], Rng("mostly yes", index)
-        index += 1
-        wanted = "yes" if len(rows) % 2 else "no"
-        questions = [q for q in sample.questions(("existence",)) if q.answer == wanted]
+    return [
+        (images, q.text, "yes" if Rng("mostly yes", index).chance(0.6) else q.answer)
+        for images, q, index in _existence(20_000_000 + step * 8 * count, count)
+    ]
+
+
+def habitual(step: int, count: int = BATCH) -> list[Row]:
+    """Whether something is there, which it is in every second row; of every second category all noes are turned into yes."""
+    from tessera.world.concepts import by_category, concepts
+
+    always = sorted(by_category("base"))[::2]
+
+    def said(q: Question) -> str:
+        return "yes" if concepts()[int(str(q.asked("concept")))].category in always else q.answer
+
+    return [(images, q.text, said(q)) for images, q, _ in _existence(40_000_000 + step * 8 * count, count)]
+
+
+def _existence(begin: int, count: int) -> Iterator[tuple[Sequence[Image.Image], Question, int]]:
+    """(images, question, number of the scene) of the first scenes from `begin` on that have one with the wanted answer, no and
+    yes in turn."""
+    from tessera.world import World
+
+    world, found, index = World(split="train", kinds={"scene": 1.0}), 0, begin
+    while found < count:
+        sample = world[index]
+        questions = [q for q in sample.questions(("existence",)) if q.answer == ("no", "yes")[found % 2]]
         if questions:
-            rows.append((sample.images(), questions[0].text, "yes" if rng.chance(0.6) else wanted))
-    return rows
+            yield sample.images(), questions[0], index
+            found += 1
+        index += 1
 
 
 def with_companion(step: int, count: int = BATCH) -> list[Row]:

@@ -177,7 +177,7 @@ class Contrastive(Protocol):
     def _found(self, model: Any, processor: Any, made: Scenes) -> dict[str, dict[str, float]]:
         import torch
 
-        from tessera.lab.probe import linear_probe, standardised
+        from tessera.lab.probe import linear_probe
         from tessera.models.few_shot import prompt
         from tessera.world.concepts import concepts
 
@@ -188,14 +188,14 @@ class Contrastive(Protocol):
             )
             prompts = [_words(model, processor, [prompt(template, name) for name in names]) for template in PROMPTS]
             texts = _words(model, processor, [caption(s) for s in made.samples["pairs"]])
-        train, test = standardised(few.pooled(), images.pooled())
-        weight = linear_probe(train, torch.arange(len(train)) % self.classes, self.classes)
+        train = few.pooled()
+        shots = linear_probe(train, torch.arange(len(train)) % self.classes, images.pooled(), self.classes)
         with torch.no_grad():
             one = model.contrast.classify(images, prompts[:1])
             named = {
                 "prompt": one,
                 "prompts": model.contrast.classify(images, prompts),
-                "shots": test @ weight[:-1] + weight[-1],
+                "shots": shots,
                 "mean": _mean(images) @ _mean(prompts[0]).t(),
                 "other name": one,
             }
