@@ -83,6 +83,48 @@ def test_or_keeps_them_in_the_parts_own_module(theirs: Path) -> None:
     assert claims_of(SOCKET, "silent") == [] and about(SOCKET, "silent") == ""
 
 
+PROTOCOL = """from dataclasses import dataclass
+from tessera.lab.protocols.base import Protocol
+
+@dataclass(frozen=True, slots=True)
+class Reading(Protocol):
+    name = "mind reading"
+
+    @classmethod
+    def golden(cls, lab):
+        return {"reads": [1.0, 2.0]}
+"""
+
+
+def test_a_package_of_somebody_elses_brings_protocols(theirs: Path, tmp_path: Path) -> None:
+    """They are found by name, and their golden run is not kept under this package's hash."""
+    from tessera.lab import behaviour
+    from tessera.lab.lab import Lab
+    from tessera.lab.protocols.table import protocols
+
+    installed(theirs, "reading", {"reading": PROTOCOL}, {"tessera.protocols": {"reading": "reading"}})
+    assert protocols()["mind reading"].__module__ == "reading"
+    assert "answering" in protocols()
+    lab = Lab(cache=tmp_path / "cache", threads=0)
+    assert behaviour.of("protocol mind reading", lab) == {"reads": [1.0, 2.0]}
+    assert not list((tmp_path / "cache").rglob("*mind*"))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_part_of_a_socket_without_a_bench_says_itself_what_it_does(theirs: Path, says: bool) -> None:
+    from tessera.lab.part_behaviour import of_part
+
+    own = 'def behaviour():\n    return {"acts": [4.0]}\n' if says else ""
+    modules = {"alone": PART, "alone_claims": THEIRS.replace("{id}", "sure") + own}
+    points = {"tessera.parts": {"brain.alone": "alone"}, "tessera.claims": {"brain.alone": "alone_claims"}}
+    installed(theirs, "alone", modules, points)
+    if says:
+        assert of_part(registry.get(SOCKET, "alone")) == {"own: acts": [4.0]}
+    else:
+        with pytest.raises(TesseraError, match="socket 'brain' has no bench.*behaviour"):
+            of_part(registry.get(SOCKET, "alone"))
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -88,7 +88,8 @@ def of(name: str, lab: Lab) -> Numbers:
 
 
 def _kept(name: str, lab: Lab) -> Path | None:
-    """Where a behaviour is kept; None for third parties' parts, whose files nobody has hashed."""
+    """Where a behaviour is kept; None for third parties' parts and protocols, whose files nobody has
+    hashed."""
     from tessera import registry
     from tessera.lab.claims import part_module
 
@@ -96,6 +97,11 @@ def _kept(name: str, lab: Lab) -> Path | None:
     if kind == "part":
         module = part_module(registry.get(*rest.split("/")))
         if not module.__name__.startswith("tessera.parts."):
+            return None
+    if kind == "protocol":
+        from tessera.lab.protocols.table import protocols
+
+        if not protocols()[rest].__module__.startswith("tessera.lab."):
             return None
     return lab.cache / "behaviours" / source_hash() / f"{name.replace(' ', '.').replace('/', '.')}.json"
 

@@ -32,9 +32,20 @@ MOST = 24
 
 
 def of_part(part: registry.Part) -> Numbers:
-    """What the part does on every bench that it has, in every variant. Raises `TesseraError` for a part of no known kind."""
-    found: dict[str, list[float] | str] = {}
+    """What the part does on every bench that it has, in every variant, and its own `behaviour()`.
+
+    Raises `TesseraError` for a part whose socket has no bench and which has no `behaviour()`.
+    """
+    own = _own(part)
+    found: dict[str, list[float] | str] = {f"own: {name}": value for name, value in own.items()}
     for kind in benches(part):
+        if kind is Bench and part.socket not in things.LOOKS:  # nothing is known of such a part but what it says itself
+            if not own:
+                raise TesseraError(
+                    f"{part.socket}/{part.name}: socket {part.socket!r} has no bench, so the part's claims file needs a function "
+                    "behaviour() that returns what the part does as {what: [numbers] or a text}; freshness is judged by it."
+                )
+            continue
         plain = _of_bench(kind(part))
         found |= {f"{kind.__name__}: {name}": value for name, value in plain.items()}
         for label, options in variants(kind(part)):
@@ -45,8 +56,6 @@ def of_part(part: registry.Part) -> Numbers:
             except (UserError, AssertionError) as error:  # `Broken` where no model takes these options: that is a behaviour too
                 values = {"refused": type(error).__name__}
             found |= {f"{kind.__name__}, {label}: {name}": _short(value) for name, value in values.items()}
-    for name, value in _own(part).items():
-        found[f"own: {name}"] = value
     return found
 
 
