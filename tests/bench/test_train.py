@@ -17,7 +17,8 @@ def test_both_sides_have_the_same_loss_on_the_same_questions() -> None:
 
 
 def test_a_measurement_is_complete() -> None:
-    found = train.measure(questions=2, per_image=2, steps=1, rounds=1)
+    found = train.measure(questions=2, per_image=2, steps=1, rounds=1, compiled=False)
+    assert found.compiled_seconds > 0
     assert found.ours_seconds > 0 and found.plain_seconds > 0
     assert found.ratio.low <= found.ratio.median <= found.ratio.high
     assert found.loss_difference < 1e-4
