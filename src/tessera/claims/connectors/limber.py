@@ -96,8 +96,8 @@ CLAIMS = [
         valid_if=(worse("control"),),
         looks=(5, 8),
         amended=(
-            "After 60 steps the map from the tower of random weights was ahead, 46 against 36 %, and the one from the trained tower "
-            "had not learned yet: what it reads disturbed the language model more than it told. Now 240 steps.",
+            "After 60 steps the map from the tower of random weights was ahead, 46 against 36 %, and the one from the trained "
+            "tower had not learned yet: what it reads disturbed the language model more than it told. Now 240 steps.",
         ),
         note="The language model, unlike the paper's, has read images before, through another projector.",
     ),
