@@ -24,7 +24,7 @@ from tessera import registry
 from tessera.config import build
 from tessera.errors import UserError, unknown
 from tessera.hosts import zoo
-from tessera.hosts.anatomy import Anatomy, anatomy
+from tessera.hosts.architecture import Architecture, architecture
 from tessera.hosts.part import HostPart
 from tessera.hosts.plug import Host, plug
 from tessera.hosts.tiny_configs import IMAGE, LAYERS, RECIPES, VIDEO
@@ -89,7 +89,7 @@ class FamilyRow:
 
 def list_families(names: Sequence[str] = ()) -> list[FamilyRow]:
     """Families and what they offer, from their tiny models. Raises `UserError` for an unknown name."""
-    from tessera.hosts.anatomy import families
+    from tessera.hosts.architecture import families
 
     adapters = families()
     rows = []
@@ -97,7 +97,7 @@ def list_families(names: Sequence[str] = ()) -> list[FamilyRow]:
         kind = RECIPES[name].model_type
         title = adapters[kind].title + {"pixtral": " (Pixtral)", "instructblip_opt": " (OPT)"}.get(name, "")
         try:
-            offers = sorted(anatomy(zoo.tiny(name).model).capabilities)
+            offers = sorted(architecture(zoo.tiny(name).model).capabilities)
             rows.append(FamilyRow(name, title, kind, offers))
         except ModuleNotFoundError as error:
             rows.append(FamilyRow(name, title, kind, None, f"needs the package {error.name!r}"))
@@ -191,7 +191,7 @@ class Bench:
         self.tiny = zoo.tiny(family)
         self.model: Any = self.tiny.model
         self.inputs = self.tiny.inputs((images, images))
-        self.anatomy: Anatomy = anatomy(self.model)
+        self.architecture: Architecture = architecture(self.model)
         self.logits = self.forward()
         self.cached = self.generate(True)
         before = fingerprint(self.model)  # behind the first forward, in which transformers puts in hooks of its own

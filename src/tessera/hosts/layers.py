@@ -48,16 +48,16 @@ class LayerSocket:
 
     def install(self, undo: ExitStack) -> None:
         """Installs the hooks until `undo` is closed: on layers where a part may act, and on all behind a possible drop."""
-        anatomy = self.host.anatomy
+        architecture = self.host.architecture
         first = next((layer for layer, parts in enumerate(self.selecting) if parts), len(self.selecting))
-        undo.callback(anatomy.language_model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-        undo.callback(anatomy.language_model.register_forward_hook(self._end, with_kwargs=True).remove)
-        for number, layer in enumerate(anatomy.layers):
+        undo.callback(architecture.language_model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        undo.callback(architecture.language_model.register_forward_hook(self._end, with_kwargs=True).remove)
+        for number, layer in enumerate(architecture.layers):
             if number >= first or self.transforming[number]:
                 undo.callback(layer.register_forward_pre_hook(self._boundary(number), with_kwargs=True).remove)
         if first < len(self.selecting):
-            undo.callback(anatomy.layers[-1].register_forward_hook(self._put_back, prepend=True).remove)
-            language_model: Any = anatomy.language_model
+            undo.callback(architecture.layers[-1].register_forward_hook(self._put_back, prepend=True).remove)
+            language_model: Any = architecture.language_model
             if hasattr(language_model, "_deepstack_process"):
                 replace(language_model, "_deepstack_process", self._deepstack(language_model._deepstack_process), undo)
 
@@ -99,7 +99,7 @@ class LayerSocket:
         host = self.host
         ids = host.prompt.ids
         if length > 1 and ids is not None:
-            images = torch.tensor(host.anatomy.image_token_ids, device=ids.device)
+            images = torch.tensor(host.architecture.image_token_ids, device=ids.device)
             if bool(torch.isin(ids, images).any()):
                 raise UserError(
                     "images behind a filled cache (a later turn, or a prefill in chunks) are not supported while parts are "

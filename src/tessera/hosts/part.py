@@ -128,7 +128,7 @@ class HostPart:
 
     Config: ClassVar[type]
     needs: ClassVar[tuple[str, ...]] = ()
-    """Capabilities of a host without which the part is refused: names of `tessera.hosts.anatomy.CAPABILITIES`."""
+    """Capabilities of a host without which the part is refused: names of `tessera.hosts.architecture.CAPABILITIES`."""
     claims: ClassVar[tuple[str, ...]] = ()
     """What only one plugged part may change: of "visual tokens", "positions", "logits", "pixels"."""
     images: ClassVar[int] = 1

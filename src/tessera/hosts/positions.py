@@ -48,7 +48,7 @@ class PositionSocket:
         """Installs the hooks until `undo` is closed."""
         if not self.editing and all(part.positions == "keep" for part in self.host.parts):
             return
-        rotary = self.host.anatomy.rotary
+        rotary = self.host.architecture.rotary
         if rotary is None:
             raise UserError(f"{self.host.title} has no rotary positions, so they cannot be changed.")
         undo.callback(rotary.register_forward_pre_hook(self._before, with_kwargs=True).remove)
@@ -83,7 +83,7 @@ class PositionSocket:
             raise TesseraError("a layer's position embeddings do not come from the rotary module: they cannot be re-indexed.")
         call = calls[0]
         args, kwargs = call.arguments(reindexed(call.positions, current, stage))
-        rotary: Any = self.host.anatomy.rotary
+        rotary: Any = self.host.architecture.rotary
         return rotary.forward(*args, **kwargs)
 
 

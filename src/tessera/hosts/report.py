@@ -156,7 +156,7 @@ class _Run:
         images = sequence.images
         encoded = images is not None and "pixel_values" not in self.kwargs and sequence.has_visual
         self.images: Mapping[str, Any] | None = images.inputs if encoded else None
-        self.language_model: Any = host.anatomy.language_model
+        self.language_model: Any = host.architecture.language_model
         self.takes = inspect.signature(self.language_model.forward).parameters
 
     def prefill(self) -> Any:
@@ -165,7 +165,7 @@ class _Run:
 
         cache = DynamicCache(config=self.language_model.config)
         if self.images is not None:
-            base: Any = self.host.anatomy.base
+            base: Any = self.host.architecture.base
             base.get_image_features(**self.images)
         if self.module is self.language_model:  # nobody showed it the prompt's ids
             self.host.prompt.placeholders = self.sequence.visual

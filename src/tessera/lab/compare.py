@@ -331,7 +331,7 @@ class _Ring:
 
         from tessera.hosts.plug import attach
 
-        ids = torch.tensor(list(attach(model).anatomy.image_token_ids))
+        ids = torch.tensor(list(attach(model).architecture.image_token_ids))
         return float(torch.isin(self.inputs(model)["input_ids"], ids).sum())
 
 

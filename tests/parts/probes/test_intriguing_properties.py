@@ -118,7 +118,7 @@ def test_mean_tokens_do_not_feel_their_order(host: tuple[Any, Any], image: Image
 
 def test_noise_and_skipping_of_one_layer(host: tuple[Any, Any]) -> None:
     model, processor = host
-    layer = attach(model).anatomy.layers[1]
+    layer = attach(model).architecture.layers[1]
     ids = torch.tensor([processor.prefix_ids(0) + processor.question_ids("Is there a dog?")])
     seen: list[torch.Tensor] = []
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_noise_and_skipping_of_one_layer(host: tuple[Any, Any]) -> None:
 
 def with_idle_layer(model: Any, at: int) -> None:
     """Puts a decoder layer that adds nothing into a composed model, in front of layer `at`."""
-    inner: Any = attach(model).anatomy.language_model
+    inner: Any = attach(model).architecture.language_model
     idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         idle.get_submodule(name).weight.data.zero_()

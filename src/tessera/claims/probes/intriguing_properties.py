@@ -73,7 +73,7 @@ def _with_idle_layer(at: int) -> tuple[Any, Any]:
 
     shared, processor = tiny_model()
     model = deepcopy(shared)
-    inner: Any = attach(model).anatomy.language_model
+    inner: Any = attach(model).architecture.language_model
     idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         idle.get_submodule(name).weight.data.zero_()

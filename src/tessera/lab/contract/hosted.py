@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.config import build
 from tessera.errors import UserError
-from tessera.hosts.anatomy import CAPABILITIES
+from tessera.hosts.architecture import CAPABILITIES
 from tessera.hosts.check import Bench as Family
 from tessera.hosts.plug import Host, plug
 from tessera.hosts.tiny_configs import LAYERS, PAD

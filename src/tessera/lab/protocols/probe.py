@@ -144,7 +144,7 @@ class NoisyLayers(Protocol):
 
         part = part_module(registry.get("probes", "intriguing_properties"))
         start, end, how = _band(arm)
-        layers = attach(model).anatomy.layers
+        layers = attach(model).architecture.layers
         band = [layer for n, layer in enumerate(layers) if start * len(layers) <= n < end * len(layers)]
         losses = np.zeros(len(items))
         for number, layer in enumerate(band):

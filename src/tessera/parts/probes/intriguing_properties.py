@@ -249,7 +249,7 @@ class IntriguingProperties(Probe):
         asked = [(i.sample.images(), q.text, q.answer) for i in items for q in i.questions[:1]]
         intact = _loss(model, processor, asked)
         found = []
-        for layer in attach(model).anatomy.layers:
+        for layer in attach(model).architecture.layers:
             lots = torch.Generator().manual_seed(self.config.seed)
             with disturbed_layer(layer, how, self.config.noise, lots):
                 found.append(_loss(model, processor, asked) / intact - 1)
