@@ -120,13 +120,13 @@ def test_a_part_that_does_not_is_found_out(part: type[HostPart], state: str, rea
 
 def test_what_is_false_on_one_cell_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "host_parts", lambda: {"bad": ("tokens", Leaves), "good": ("decoding", Half)})
-    heard: list[tuple[int, int]] = []
-    result = check(["llava"], progress=lambda done, total, what: heard.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    result = check(["llava"], progress=lambda done, total, what: calls.append((done, total)))
     assert [cell.state for cell in result.cells] == ["false", "true"]
     assert result.counts == {"true": 1, "refused": 0, "false": 1}
     assert result.by_part["good"] == {"true": 1, "refused": 0, "false": 0}
     assert (result.whole, result.sound) == ([], [])
-    assert heard == [(0, 2), (1, 2)]
+    assert calls == [(0, 2), (1, 2)]
 
 
 def test_a_family_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_far_things_lie_anywhere_and_not_on_the_grid_of_a_search() -> None:
 def test_a_search_that_is_told_the_truth_looks_at_the_thing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def oracle(agent, seer, picture, name):
+    def oracle(agent, interface, picture, name):
         filled = (np.asarray(picture) != np.asarray(glimpses.GROUND)).any(-1)
         rows, columns = np.nonzero(filled)
 

@@ -1,7 +1,7 @@
 """Key-value caches that report logical lengths while they store physical tokens.
 
-Masks, positions and `generate` ask a cache how long it is; they must hear the length of the whole prompt. The gap between the two
-is a constant per layer, so that cropping, static tensors and compiled steps work as they did.
+Masks, positions and `generate` ask a cache how long it is; they must be told the length of the full prompt. The gap between
+the two is a constant per layer, so that cropping, static tensors and compiled steps work as they did.
 
 Legend: B rows.
 """

@@ -113,8 +113,8 @@ class Prompt:
 
         return watched
 
-    def hear(self, key: tuple[int, str], scores: Tensor) -> None:
-        """A tower tap has captured something."""
+    def capture(self, key: tuple[int, str], scores: Tensor) -> None:
+        """Keeps what a tower tap has captured."""
         if self.encodings:
             self.encodings[-1].raw.setdefault(key, []).append(scores)
 

@@ -59,7 +59,7 @@ class Captures:
             listen(architecture.attention(blocks[block]), self._tower_listener(block, tap), undo)
 
     def _language_listener(self, layer: int, tap: Tap) -> Listener:
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
             current = self.host.current
             if current is None or not current.prefill or self.probing or not current.sequence.has_visual:
                 return
@@ -68,13 +68,13 @@ class Captures:
             found = probabilities(module, query, key, mask, scaling, tap, stage.query, stage.real)
             current.captured[layer, tap] = (stage, found)
 
-        return hear
+        return hook
 
     def _tower_listener(self, block: int, tap: Tap) -> Listener:
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            self.host.prompt.hear((block, tap), probabilities(module, query, key, mask, scaling, tap))
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+            self.host.prompt.capture((block, tap), probabilities(module, query, key, mask, scaling, tap))
 
-        return hear
+        return hook
 
     def _asking(self) -> tuple[HostPart, Stage]:
         if self.host.asking is None or self.host.current is None:
@@ -126,14 +126,14 @@ class Captures:
             kwargs = {name: value for name, value in kwargs.items() if name in takes}
         caught: list[Tensor] = []
 
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
             caught.append(probabilities(module, query, key, mask, scaling, "last", stage.query))
             raise _Enough
 
         with ExitStack() as undo:
             self.probing = True
             undo.callback(setattr, self, "probing", False)
-            listen(attention, hear, undo)
+            listen(attention, hook, undo)
             with suppress(_Enough):
                 attention(hidden_states=host.architecture.norm(layer)(view.hidden), **kwargs)
         if not caught:

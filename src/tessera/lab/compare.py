@@ -249,14 +249,14 @@ class _Ring:
         if hasattr(part.target, "views"):
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
-            from tessera.hosts.agent import SessionSeer
+            from tessera.hosts.agent import SessionModel
             from tessera.hosts.session import OwnSession, TransformersSession
 
             ours = getattr(self.model.config, "model_type", "") == "tessera_vlm"
             session: Any = (
                 OwnSession(self.model, self.processor) if ours else TransformersSession(self.model, self.processor, self.on)
             )
-            answers = ByAgent(SessionSeer(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
+            answers = ByAgent(SessionModel(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
         result = self.ask(self.model, (part,), answers=answers, options={part.name: options})
         picture = self.picture()
         yield _Contender(

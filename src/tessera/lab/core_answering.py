@@ -16,7 +16,7 @@ def generation() -> Numbers:
     """Answers of a tiny composed model by every engine, greedy and drawn; what a session tells agents; choices of tokens."""
     import torch
 
-    from tessera.hosts.agent import SessionSeer
+    from tessera.hosts.agent import SessionModel
     from tessera.hosts.generate import Generator
     from tessera.hosts.host_generate import HostGenerator
     from tessera.hosts.sampling import Chooser, Sampling, likeliest, nucleus
@@ -43,11 +43,11 @@ def generation() -> Numbers:
             found[f"{name}: probabilities"] = [float(getattr(a, "probability", 0.0)) ** 0.25 for row in answers for a in row]
             said = engine.answer(engine.prefix(images[0]), list(QUESTIONS[:2]), 5, drawn)
             found[f"{name}: drawn"] = str([a.text for a in said])
-        seer = SessionSeer(OwnSession(model, processor), words=("yes", "no"))
+        interface = SessionModel(OwnSession(model, processor), words=("yes", "no"))
         found["seer"] = [
-            seer.yes(images[0], QUESTIONS[0]),
-            *seer.losses(images[1], QUESTIONS[2], ["red", "light blue"]),
-            *seer.losses([], QUESTIONS[2], ["red"]),
+            interface.yes(images[0], QUESTIONS[0]),
+            *interface.losses(images[1], QUESTIONS[2], ["red", "light blue"]),
+            *interface.losses([], QUESTIONS[2], ["red"]),
         ]
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
     found["likeliest"] = [float(x) for x in likeliest(logits, 4).isfinite().float().sum(1)]

@@ -142,19 +142,19 @@ class Scripted:
         return SimpleNamespace(sequences=torch.cat([input_ids, new], 1), logits=tuple(logits))
 
 
-class ScriptedSeer:
-    """A model as agents see it that answers by the size and the mean of pictures and the length of what is asked."""
+class ScriptedModel:
+    """A `ModelInterface` that answers by the size and the mean of pictures and the length of what is asked."""
 
     size = 64
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.prompts: list[str] = []
 
     def _number(self, images: Sequence[Any], text: str) -> float:
         import numpy as np
 
         seen = [float(np.asarray(i.convert("L"), dtype=np.float64)[::4, ::4].std()) / 40 for i in images]
-        self.heard.append(f"{[i.size for i in images]}|{text}")
+        self.prompts.append(f"{[i.size for i in images]}|{text}")
         return (sum(seen) + 0.137 * len(text)) % 1.0
 
     def ask(self, images: Sequence[Any], question: str) -> str:
@@ -179,11 +179,11 @@ def agent(bench: Bench) -> dict[str, Any]:
     for at, (width, height) in enumerate(((256, 256), (400, 220))):
         picture = World(split="train", width=width, height=height).sample(5 + at, "scene").images()[0]
         for cues in (None, ["dog"], ["all cups", "fire engine"]):
-            seer = ScriptedSeer()
-            told = bench.made().answer(seer, picture, "What colour is the dog?", ["red", "light blue", "green"], cues)
+            interface = ScriptedModel()
+            told = bench.made().answer(interface, picture, "What colour is the dog?", ["red", "light blue", "green"], cues)
             name = f"{width} x {height}, {cues}"
-            found[f"{name}: asked"] = digest(seer.heard)
-            found[f"{name}: told"] = str((told.text, told.cues, told.pops, told.asked, len(seer.heard)))
+            found[f"{name}: asked"] = digest(interface.prompts)
+            found[f"{name}: told"] = str((told.text, told.cues, told.pops, told.asked, len(interface.prompts)))
             found[f"{name}: boxes"] = [float(x) for box in told.boxes for x in box]
     return found
 

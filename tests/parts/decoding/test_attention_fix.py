@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts import zoo
-from tessera.hosts.steering import biased
+from tessera.hosts.attention_override import biased
 from tessera.parts.decoding.attention_fix import AttentionFix, by_chance, covering, salient
 
 STEPS = 4

@@ -54,15 +54,15 @@ def last_image_only(lab: Lab) -> Checked:
     model(ids, image_features=latents)
     handle.remove()
     sums = hidden[0][0].square().sum(-1)
-    heard = torch.stack([torch.autograd.grad(s, latents, retain_graph=True)[0].abs().sum((1, 2)) for s in sums])
+    gradient = torch.stack([torch.autograd.grad(s, latents, retain_graph=True)[0].abs().sum((1, 2)) for s in sums])
     last = torch.tensor([sum(place <= t for place in places) - 1 for t in range(ids.shape[1])])
     own = last[:, None] == torch.arange(3)
     return Checked(
         checks={
-            "gradient to every other image is exactly zero": float(heard[~own].max()) == 0,
-            "gradient to the last image is not": bool((heard[own] > 0).all()),
+            "gradient to every other image is exactly zero": float(gradient[~own].max()) == 0,
+            "gradient to the last image is not": bool((gradient[own] > 0).all()),
         },
-        measured={"to other images": float(heard[~own].max()), "to the last image, least": float(heard[own].min())},
+        measured={"to other images": float(gradient[~own].max()), "to the last image, least": float(gradient[own].min())},
         shape="3 images, 1 block, float32, random weights",
     )
 

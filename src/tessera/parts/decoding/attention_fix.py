@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.hosts.attention_override import biased, override_attention
 from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.steering import biased, steer
 from tessera.nn.reduction import hashed
 from tessera.registry import part
 
@@ -79,7 +79,7 @@ class AttentionFix(HostPart):
         if self.config.amplification == 1:
             return
         for layer in self.layers(host):
-            steer(host.architecture.attention(host.layers[layer]), partial(self._attend, host, layer), undo)
+            override_attention(host.architecture.attention(host.layers[layer]), partial(self._attend, host, layer), undo)
 
     def layers(self, host: Host) -> list[int]:
         """The layers that are edited."""

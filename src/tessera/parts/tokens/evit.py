@@ -86,7 +86,7 @@ class _Blocks:
         """A new call of the tower."""
         self.score = self.origin = None
 
-    def hear(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+    def capture(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
         """The block attends."""
         if self.skip == "mlp":
             self.score = probabilities(module, query, key, mask, scaling, "class")[:, 1:]
@@ -98,7 +98,7 @@ class _Blocks:
         for name, half in (("attention", attention), ("mlp", mlp)):
             undo.callback(half.register_forward_pre_hook(self._one_token(name), with_kwargs=True).remove)
             undo.callback(half.register_forward_hook(self._nothing(name)).remove)
-        listen(attention, self.hear, undo)
+        listen(attention, self.capture, undo)
 
     def _begin_block(self, module: nn.Module, args: Any) -> None:
         self.skip = "mlp"

@@ -185,10 +185,10 @@ class GlobalCom2(HostPart):
         if not -len(blocks) <= self.config.block < len(blocks):
             raise UserError(f"globalcom2: the tower has {len(blocks)} blocks, and no block {self.config.block}.")
 
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            host.prompt.hear((self.config.block, _LOGITS), class_logits(query, key, scaling))
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+            host.prompt.capture((self.config.block, _LOGITS), class_logits(query, key, scaling))
 
-        listen(host.architecture.attention(blocks[self.config.block]), hear, undo)
+        listen(host.architecture.attention(blocks[self.config.block]), hook, undo)
 
     def select(self, view: LayerView) -> Selection | None:
         """Compresses at layer 0."""
