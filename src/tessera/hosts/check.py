@@ -3,7 +3,7 @@
 Tiny random models, a batch of two rows padded on the left with one image each, or as many as the part needs. For each
 family and part:
 
-- with the part's identity setting the host is bit-identical to the bare model: logits of a forward, logits and greedy tokens of
+- with the part's identity setting the host is bit-identical to the plain model: logits of a forward, logits and greedy tokens of
   a generation with cache and without;
 - with the part's example setting, where that drops tokens, a cached generation equals one that computes everything again at
   every step with the same decisions;
@@ -181,7 +181,7 @@ class Said:
 
 
 class Bench:
-    """A tiny model of a family with what it does bare."""
+    """A tiny model of a family with what it does without parts."""
 
     def __init__(self, family: str, images: int = 1) -> None:
         """images: how many each of the two rows has. Raises `UserError` where the family takes fewer."""
@@ -198,7 +198,7 @@ class Bench:
         self.uncached = self.generate(False)
         after = fingerprint(self.model)
         self.state = {key: value for key, value in after.items() if before.get(key) == value}
-        self.changing = after.keys() - self.state.keys()  # what a bare run changes too, such as Qwen's rope_deltas
+        self.changing = after.keys() - self.state.keys()  # what a plain run changes too, such as Qwen's rope_deltas
 
     @torch.no_grad()
     def forward(self) -> Tensor:

@@ -4,7 +4,7 @@ Hooks only. One on the language model begins or continues a sequence; one per de
 arguments; one behind the last layer puts the tokens that are left back to their places, so that logits, labels and loss keep
 their shapes (dropped places hold zeros).
 
-Legend: B rows, S logical tokens, K physical tokens at a layer, E width.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer, E width.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from tessera.errors import UserError
 from tessera.hosts.boundary import Boundary, Pass
-from tessera.hosts.caches import ride, sequence_of
+from tessera.hosts.caches import attach_sequence, sequence_of
 from tessera.hosts.part import HostPart
 from tessera.hosts.prompts import replace
-from tessera.hosts.remap import physical_arguments
+from tessera.hosts.remap import pruned_arguments
 from tessera.hosts.sequence import Sequence, Stage
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class LayerSocket:
         host.begin(Pass(sequence, True, sequence.root), prompt.call or (module, args, kwargs))
         prompt.forget()
         if cache is not None:
-            ride(cache, sequence)
+            attach_sequence(cache, sequence)
             host.caches.add(cache)
 
     def _continue(self, sequence: Sequence, length: int) -> None:
@@ -118,7 +118,7 @@ class LayerSocket:
             return
         for value in output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ():
             if hasattr(value, "get_mask_sizes") and hasattr(value, "layers") and sequence_of(value) is None:
-                ride(value, current.sequence)
+                attach_sequence(value, current.sequence)
                 self.host.caches.add(value)
 
     # One boundary
@@ -162,14 +162,14 @@ class LayerSocket:
     def _arguments(self, boundary: Boundary, given: Tensor, args: tuple[Any, ...]) -> Any:
         kwargs = boundary.kwargs
         if not boundary.stage.whole:
-            kwargs = self.physical(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
+            kwargs = self.pruned(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
         elif boundary.hidden is given:
             return None
         return ((boundary.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": boundary.hidden})
 
-    def physical(self, layer: int, current: Pass, stage: Stage, hidden: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def pruned(self, layer: int, current: Pass, stage: Stage, hidden: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments of a layer for the tokens of `stage`."""
-        return physical_arguments(
+        return pruned_arguments(
             kwargs,
             current.sequence,
             stage,

@@ -21,7 +21,7 @@ from tessera.config import build
 from tessera.errors import TesseraError, UserError, unknown
 from tessera.hosts.architecture import CAPABILITIES, Architecture, architecture
 from tessera.hosts.boundary import Pass
-from tessera.hosts.caches import unride
+from tessera.hosts.caches import detach_sequence
 from tessera.hosts.layers import LayerSocket
 from tessera.hosts.logits import wrap_generate
 from tessera.hosts.part import HostPart, LayerView, Layout
@@ -120,7 +120,7 @@ class Host:
         self.example = (module, args, {k: v for k, v in kwargs.items() if k != "past_key_values"})
 
     def report(self, rounds: int = 5, decode_tokens: int = 8) -> Report:
-        """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the bare model. Runs both `rounds` times.
+        """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the plain model. Runs both `rounds` times.
 
         Raises `UserError` if nothing has run yet.
         """
@@ -150,7 +150,7 @@ class Host:
             self.session.open = False
             self.model.__dict__.pop("_tessera_plugged", None)
             for cache in list(self.caches):
-                unride(cache)
+                detach_sequence(cache)
             self.caches.clear()
             self.parts = ()
             self.current = self.replayed = self.asking = self.example = self.prefilled = None

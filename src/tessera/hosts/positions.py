@@ -1,6 +1,6 @@
 """The position socket: other position ids in front of the rotary module, and rotations of re-indexed tokens.
 
-Legend: B rows, S logical tokens, K physical tokens.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer.
 """
 
 from __future__ import annotations

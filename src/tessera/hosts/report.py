@@ -1,4 +1,4 @@
-"""What plugged parts save on the last prompt: tokens, FLOPs, key-value bytes, and measured time, against the bare model.
+"""What plugged parts save on the last prompt: tokens, FLOPs, key-value bytes, and measured time, against the plain model.
 
 Both are run again on the same inputs, in turns, so that a machine that slows down slows both; times are medians. FLOPs are
 counted by torch's counter (matrix products, convolutions and attention) over the prefill, the encoding of the images included.
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Plugged over bare, of every cost and of the tokens over all layers."""
+        """Plugged over plain, of every cost and of the tokens over all layers."""
         costs = {name: getattr(self.plugged, name) / max(getattr(self.bare, name), 1e-12) for name in Cost.__slots__}
         return {"tokens": sum(self.tokens) / max(self.prompt * len(self.tokens), 1e-12), **costs}
 

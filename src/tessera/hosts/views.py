@@ -1,6 +1,6 @@
 """What parts can ask of a host at a boundary: captured attention, the layer's own attention, scores of the tower, rasters.
 
-Legend: B rows, S logical tokens, K physical tokens at the boundary.
+Legend: B rows, S tokens of the prompt, K tokens left at the boundary.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Captures:
         attention: Any = host.architecture.attention(layer)
         kwargs = dict(view.kwargs)
         if not stage.whole:
-            kwargs = host.layer_socket.physical(view.layer, current, stage, view.hidden, kwargs)
+            kwargs = host.layer_socket.pruned(view.layer, current, stage, view.hidden, kwargs)
         kwargs |= {"past_key_values": None, "use_cache": False}
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 4:

@@ -73,13 +73,13 @@ def _lead(found: Comparison) -> str:
 
 
 def _figures(found: Comparison) -> str:
-    bare = found.rows[0]
-    half = 100 * (bare.high - bare.low) / 2
+    first = found.rows[0]
+    half = 100 * (first.high - first.low) / 2
     shown = [
-        ("accuracy of the bare model", f"{100 * bare.accuracy:.1f} <small>± {half:.1f} %</small>"),
-        ("GFLOPs of an answer", f"{bare.flops / 1e9:.3g}"),
-        ("milliseconds", f"{bare.milliseconds:.3g}"),
-        ("parameters", f"{bare.parameters / 1e6:.1f} <small>M</small>"),
+        ("accuracy of the plain model", f"{100 * first.accuracy:.1f} <small>± {half:.1f} %</small>"),
+        ("GFLOPs of an answer", f"{first.flops / 1e9:.3g}"),
+        ("milliseconds", f"{first.milliseconds:.3g}"),
+        ("parameters", f"{first.parameters / 1e6:.1f} <small>M</small>"),
     ]
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
 

@@ -61,7 +61,7 @@ def generation() -> Numbers:
 
 
 def hosts() -> Numbers:
-    """Of tiny models of several families: logits and a generation, bare and with half of the visual tokens dropped at a layer,
+    """Of tiny models of several families: logits and a generation, plain and with half of the visual tokens dropped at a layer,
     with and without a cache."""
     import torch
 

@@ -138,11 +138,11 @@ def labels() -> Numbers:
                 out, scored = filled(**batch), score(filled, answers)
             found["nano: sums"] = [float(out.loss_sum), float(out.loss_weight)]
             found["answers"] = [float(x) for x in (*scored.sums().flatten(), *scored.lengths().flatten())]
-    lots = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(2, 7, 8, generator=lots), torch.randn(8, 11, generator=lots)
-    wanted = torch.randint(0, 11, (2, 7), generator=lots)
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(2, 7, 8, generator=generator), torch.randn(8, 11, generator=generator)
+    wanted = torch.randint(0, 11, (2, 7), generator=generator)
     wanted[:, :3] = -100
-    weights = torch.rand(2, 7, generator=lots)
+    weights = torch.rand(2, 7, generator=generator)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1, -1]])
     for label, more in (("plain", {}), ("weights", {"loss_weights": weights}), ("segments", {"segment_ids": segments})):
         sums = next_token_loss(hidden, wanted, lambda x: x @ head, **more)

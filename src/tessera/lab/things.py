@@ -95,10 +95,10 @@ def probe(bench: Bench) -> dict[str, Any]:
     smaller = shrunk(bench)
     if hasattr(bench.config(), "world"):
         smaller["world"] = {"split": "test", "width": 64, "height": 64}
-    findings = bench.target(bench.config(**smaller)).run(*tiny_model())
-    found: dict[str, Any] = {n: [i.value, i.low, i.high] for n, i in sorted(findings.numbers.items())}
-    found |= {f"profile {n}": [float(x) for x in values] for n, values in sorted(findings.profile.items())}
-    return found | {"n": [float(findings.n)]}
+    result = bench.target(bench.config(**smaller)).run(*tiny_model())
+    found: dict[str, Any] = {n: [i.value, i.low, i.high] for n, i in sorted(result.numbers.items())}
+    found |= {f"profile {n}": [float(x) for x in values] for n, values in sorted(result.profile.items())}
+    return found | {"n": [float(result.n)]}
 
 
 def grounding(bench: Bench) -> dict[str, Any]:

@@ -11,7 +11,7 @@ ENCODER = {"kind": "conv_vit", "image_size": 112, "patch_size": 8, "width": 192,
 
 
 def object_expert() -> Recipe:
-    """Dense labels first: they teach a small tower in minutes what captions would take hours to. Crowded scenes teach most.
+    """Dense labels first: a small tower learns from them in minutes what takes hours from captions. Crowded scenes help most.
 
     Tint and style are told apart besides: an expert of names alone learns to look past them, and nothing behind it could then
     tell a red cup from a blue one.

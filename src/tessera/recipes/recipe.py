@@ -23,7 +23,7 @@ from tessera.world import WorldConfig
 
 
 @config
-class Lesson:
+class StageData:
     """What one training stage learns from instead of the recipe's own `worlds` and `questions`; None: those."""
 
     worlds: list[WorldConfig] | None = None
@@ -52,7 +52,7 @@ class Recipe:
     model: dict[str, Any]
     start: dict[str, str] = field(default_factory=dict)
     worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
-    lessons: dict[str, Lesson] = field(default_factory=dict)
+    lessons: dict[str, StageData] = field(default_factory=dict)
     scenes: int = 0
     data: str | None = None
     images: str | None = None

@@ -1,7 +1,7 @@
 """Labels for the visual tokens themselves: each is to be followed by the name of what it shows.
 
 Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
-The world knows what is under every token, so the same loss that teaches answers can teach the names token by token: after
+The world knows what is under every token, so the loss on answers can train the names too, token by token: after
 visual token i the language model is to say the first word of the thing that fills most of its cell, or the character that
 stands there on a sign. Of some it is to say the look or the kind in place of the name, or the colour of a sign in place of its
 text: otherwise the connector keeps nothing but what tells names apart. Nothing of this is seen by the model as input. Own

@@ -15,7 +15,7 @@ APART = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the lots are drawn from: concept pool and families (category -> concepts), styles, image size in pixels.
+    """What scenes are drawn from: concept pool and families (category -> concepts), styles, image size in pixels.
 
     `combinations` of colour and concept: "seen", "held-out" or "all". `crowded` is the share of things that may overlap others.
     """

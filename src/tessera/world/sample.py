@@ -1,4 +1,4 @@
-"""Drawing lots: which scene, pair or clip stands at an index.
+"""Random sampling: which scene, pair or clip stands at an index.
 
 Everything is a pure function of (world version, split, seed, index) and of the `WorldConfig`; nothing is kept, so memory does not
 grow with the number of samples.
@@ -159,8 +159,8 @@ def _odd(rng: Rng, room: Room, n: int) -> list[int]:
     """N concepts, all but one from the same category."""
     large = sorted(c for c, members in room.families.items() if len(members) >= n - 1)
     home = rng.choice(large)
-    stranger = rng.choice([c for c in room.pool if table.concepts()[c].category != home])
-    return rng.shuffled([*rng.pick(room.families[home], n - 1), stranger])
+    odd = rng.choice([c for c in room.pool if table.concepts()[c].category != home])
+    return rng.shuffled([*rng.pick(room.families[home], n - 1), odd])
 
 
 def _look(rng: Rng, room: Room, concept: int, key: int) -> Thing:

@@ -14,7 +14,7 @@ TINY = {"kind": "flamingo", "latents": 4, "depth": 1, "heads": 2, "head_width": 
 
 
 def identity_at_first(lab: Lab) -> Checked:
-    """Logits with closed gates, images given, against those of the bare language model on the same text."""
+    """Logits with closed gates, images given, against those of the plain language model on the same text."""
     import torch
 
     from tessera.lab.composed import pictures, prefix, tiny
@@ -23,16 +23,16 @@ def identity_at_first(lab: Lab) -> Checked:
     ids = torch.tensor([[*prefix(model, 2), 6, 20, 7]])
     with torch.no_grad():
         mine = model(ids, pictures(2)).logits
-        bare = model.logits_of(model.model.language_model(ids).last_hidden_state)
+        text_only = model.logits_of(model.model.language_model(ids).last_hidden_state)
         opened = _opened(model)(ids, pictures(2)).logits
     return Checked(
         checks={
-            "logits equal bit for bit with closed gates": torch.equal(mine, bare),
-            "open gates change them": not torch.equal(opened, bare),
+            "logits equal bit for bit with closed gates": torch.equal(mine, text_only),
+            "open gates change them": not torch.equal(opened, text_only),
         },
         measured={
-            "logits differ by": float((mine - bare).abs().max()),
-            "with open gates by": float((opened - bare).abs().max()),
+            "logits differ by": float((mine - text_only).abs().max()),
+            "with open gates by": float((opened - text_only).abs().max()),
         },
         shape="4 layers of width 32, float32, random weights",
     )

@@ -34,7 +34,7 @@ def nests(lab: Lab) -> Checked:
 
 
 def pools_what_enters(lab: Lab) -> Checked:
-    """What enters the first layer of a host, against average pooling of the projector's output as the bare host makes it."""
+    """What enters the first layer of a host, against average pooling of the projector's output as the plain host makes it."""
     import torch
 
     from tessera.hosts.zoo import tiny

@@ -24,7 +24,7 @@ CHANGES = {"visual tokens", "positions", "logits", "pixels"}
 
 @cache
 def family(name: str) -> Family:
-    """A tiny model of a family with what it does bare; one for all parts, which leave nothing behind."""
+    """A tiny model of a family with what it does without parts; one for all parts, which leave nothing behind."""
     return Family(name)
 
 

@@ -237,10 +237,10 @@ class ComposedBench(ModelBench):
         """One image a row, in front of 5 + 3 r words."""
         texts, pixels = [], []
         for row in rows:
-            lots = torch.Generator().manual_seed(row + 11)
-            words = torch.randint(*WORDS, (5 + 3 * row,), generator=lots).tolist()
+            generator = torch.Generator().manual_seed(row + 11)
+            words = torch.randint(*WORDS, (5 + 3 * row,), generator=generator).tolist()
             texts.append([BOS, IMG, *[IMAGE] * model.tokens_per_image, *words])
-            pixels.append(torch.randn(3, model.image_size, model.image_size, generator=lots))
+            pixels.append(torch.randn(3, model.image_size, model.image_size, generator=generator))
         longest = max(map(len, texts))
         ids, mask = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.int64)
         for row, text in enumerate(texts):
@@ -284,10 +284,10 @@ class ComposedBench(ModelBench):
 
     def check_identity(self) -> None:
         """The part set to do nothing against a model without it, with the same weights."""
-        idle, bare = self.build(self.described(**(self._identity() or {}))), self.build(self._with(None))
+        idle, without = self.build(self.described(**(self._identity() or {}))), self.build(self._with(None))
         stir(idle)
-        bare.load_state_dict(idle.state_dict(), strict=False)
-        for row, (a, b) in enumerate(zip(self.seen(idle.eval(), [0, 1]), self.seen(bare.eval(), [0, 1]), strict=True)):
+        without.load_state_dict(idle.state_dict(), strict=False)
+        for row, (a, b) in enumerate(zip(self.seen(idle.eval(), [0, 1]), self.seen(without.eval(), [0, 1]), strict=True)):
             demand(torch.equal(a, b), f"{self.part.name}: set to do nothing, row {row} differs by {difference(a, b):.2g}.")
 
 
@@ -317,9 +317,9 @@ class DualBench(ModelBench):
         """An image and a text of 4 + 3 r words for each row."""
         texts, pixels = [], []
         for row in rows:
-            lots = torch.Generator().manual_seed(row + 11)
-            texts.append([BOS, *torch.randint(*WORDS, (4 + 3 * row,), generator=lots).tolist(), EOS])
-            pixels.append(torch.randn(3, ENCODER["image_size"], ENCODER["image_size"], generator=lots))  # type: ignore[call-overload]
+            generator = torch.Generator().manual_seed(row + 11)
+            texts.append([BOS, *torch.randint(*WORDS, (4 + 3 * row,), generator=generator).tolist(), EOS])
+            pixels.append(torch.randn(3, ENCODER["image_size"], ENCODER["image_size"], generator=generator))  # type: ignore[call-overload]
         longest = max(map(len, texts))
         ids = torch.tensor(
             [[*[PAD] * (longest - len(t)), *t] if side == "left" else [*t, *[PAD] * (longest - len(t))] for t in texts]

@@ -111,7 +111,7 @@ class TuningBench(Bench):
         return [row[there >= 0] for row, there in zip(logits, batch["segment_ids"], strict=True)]
 
     @cached_property
-    def bare(self) -> Any:
+    def untuned(self) -> Any:
         """The model without the tuning."""
         model = copy.deepcopy(subject("nano")[0])
         stir(model)
@@ -119,7 +119,7 @@ class TuningBench(Bench):
 
     def put(self) -> tuple[Any, Any, nn.Module]:
         """Tuning, model with the tuning in it, and the tuning's parameters."""
-        model, tuning = copy.deepcopy(self.bare), self.target(self.config())
+        model, tuning = copy.deepcopy(self.untuned), self.target(self.config())
         return tuning, model, tuning.put_in(model)
 
     def check_builds(self) -> None:
@@ -140,7 +140,9 @@ class TuningBench(Bench):
             self._same(model, "switched off")
         tuning.take_out()
         self._same(model, "taken out")
-        demand(model.state_dict().keys() == self.bare.state_dict().keys(), f"{self.part.name}, taken out, left weights behind.")
+        demand(
+            model.state_dict().keys() == self.untuned.state_dict().keys(), f"{self.part.name}, taken out, left weights behind."
+        )
 
     def check_gradients(self) -> None:
         """The model frozen, the tuning's own parameters random."""
@@ -170,7 +172,7 @@ class TuningBench(Bench):
             demand(path.exists() and any(path.rglob("*.safetensors")), f"{self.part.name} saved no safetensors in {path.name}.")
 
     def _same(self, model: nn.Module, when: str) -> None:
-        for row, (a, b) in enumerate(zip(self.seen(model, [0, 1]), self.seen(self.bare, [0, 1]), strict=True)):
+        for row, (a, b) in enumerate(zip(self.seen(model, [0, 1]), self.seen(self.untuned, [0, 1]), strict=True)):
             demand(torch.equal(a, b), f"{self.part.name}, {when}: row {row} differs by {difference(a, b):.2g} from the model.")
 
 

@@ -253,7 +253,7 @@ def choices(world: Mapping[str, Any], seed: int, count: int) -> list[Item]:
     return found
 
 
-def planted(items: Sequence[Item], lots: str = "test") -> list[Item]:
+def planted(items: Sequence[Item], stream: str = "test") -> list[Item]:
     """Questions that need no picture, one for each of the items' pictures: a thing's kind, or what the question itself says."""
     from tessera.evaluation.items import Item
     from tessera.world.concepts import concepts
@@ -265,7 +265,7 @@ def planted(items: Sequence[Item], lots: str = "test") -> list[Item]:
     table = concepts()
     made = []
     for number, item in enumerate(items):
-        rng = Rng("planted", lots, item.sample.index, number)
+        rng = Rng("planted", stream, item.sample.index, number)
         names = [table[c] for c in rng.pick(item.sample.pool, 4)]
         kinds = list(dict.fromkeys(c.category for c in names))
         if rng.chance(0.5) and len(kinds) == 4:

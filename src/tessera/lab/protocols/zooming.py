@@ -80,8 +80,8 @@ class Zooming(Protocol):
             if how == "glance":
                 shown = [picture.resize((size, size))]
             else:
-                lot = random.Random(first + number)
-                confidence = asked(agent, interface, picture, name) if how == "search" else lambda *_, lot=lot: lot.uniform(-1, 1)
+                rng = random.Random(first + number)
+                confidence = asked(agent, interface, picture, name) if how == "search" else lambda *_, rng=rng: rng.uniform(-1, 1)
                 found = agent.search(module.grow(picture.size, size), question.text, name, confidence)
                 visits = found.pops
                 shown = [view.image for view in agent.look(picture, found.nodes[:1], size)]

@@ -86,7 +86,7 @@ class Frame:
     """The facts of one frame.
 
     `counts`: how often each concept is there; `categories`: how many things of each category; `clear`:
-    everything is at least half visible; `bare`: there are neither signs nor a panel; `askable`: the things
+    everything is at least half visible; `only_things`: there are neither signs nor a panel; `askable`: the things
     that may be referred to by name.
     """
 
@@ -95,12 +95,12 @@ class Frame:
         "_ranks",
         "askable",
         "aspect",
-        "bare",
         "categories",
         "clear",
         "counts",
         "index",
         "items",
+        "only_things",
         "scene",
     )
 
@@ -130,7 +130,7 @@ class Frame:
         self.categories = categories
         self.clear = clear
         self.askable = askable
-        self.bare = not scene.signs and scene.panel is None
+        self.only_things = not scene.signs and scene.panel is None
         shorter = min(scene.width, scene.height)
         self.aspect = (scene.width / shorter, scene.height / shorter)
         self._ranks: list[list[Item]] | None = None

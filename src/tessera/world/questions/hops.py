@@ -93,7 +93,7 @@ def _kind(facts: Facts, frame: Frame, rng: Rng, references: References) -> Quest
     return ask(
         "multihop",
         rng,
-        phrase(rng, "category_beside", first=not frame.bare, direction=where, name=ref.name),
+        phrase(rng, "category_beside", first=not frame.only_things, direction=where, name=ref.name),
         item.category,
         reason("category_beside", a=item.name, b=ref.name, direction=where, kind=item.category),
         ((frame.index, ref.box), (frame.index, item.box)),
