@@ -175,7 +175,7 @@ def narrow(sequence: Sequence, stage: Stage, keep: Tensor, positions: Positions)
             visual=sequence.visual.gather(1, index) & present,
             real=real,
             query=(index <= sequence.query[:, None]).sum(1) - 1,
-            whole=False,
+            full=False,
             ragged=not bool(present.all()),
             shift=shift,
         ),

@@ -123,21 +123,21 @@ def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Pro
     cells: list[Cell] = []
     total = len(chosen_families) * len(chosen_parts)
     for family in chosen_families:
-        benches: dict[int, Bench] = {}
+        fixtures: dict[int, FamilyFixture] = {}
         for name in chosen_parts:
             if progress is not None:
                 progress(len(cells), total, f"{family} x {name}")
             socket, target = known[name]
             try:
-                bench = benches.get(target.images) or benches.setdefault(target.images, Bench(family, target.images))
-                cell = bench.cell(name, socket, target)
+                fixture = fixtures.get(target.images) or fixtures.setdefault(target.images, FamilyFixture(family, target.images))
+                cell = fixture.cell(name, socket, target)
             except UserError as error:
                 cell = Cell(family, name, socket, "refused", str(error))
             except ModuleNotFoundError as error:
                 reason = f"{family} needs the package {error.name!r}, which is not installed"
                 cell = Cell(family, name, socket, "refused", reason)
             if cell.state == "false":  # nobody knows what it left behind
-                benches.pop(target.images, None)
+                fixtures.pop(target.images, None)
             cells.append(cell)
     tokens = {f: {c.state for c in cells if c.family == f and c.socket == "tokens"} for f in chosen_families}
     return Checked(
@@ -180,7 +180,7 @@ class Said:
         return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("tokens", "logits", "scores"))
 
 
-class Bench:
+class FamilyFixture:
     """A tiny model of a family with what it does without parts."""
 
     def __init__(self, family: str, images: int = 1) -> None:

@@ -103,7 +103,7 @@ class LayerSocket:
             if bool(torch.isin(ids, images).any()):
                 raise UserError(
                     "images behind a filled cache (a later turn, or a prefill in chunks) are not supported while parts are "
-                    "plugged in: give the whole conversation in one prompt."
+                    "plugged in: give the full conversation in one prompt."
                 )
         if sequence.session is not host.session:
             if sequence.dropped:
@@ -133,7 +133,7 @@ class LayerSocket:
             if current.prefill:
                 return self._prefill(layer, current, args, kwargs)
             stage = current.sequence.stages[layer]
-            if not transforming and (stage.whole or _as_it_is(stage, layer, kwargs)):
+            if not transforming and (stage.full or _as_it_is(stage, layer, kwargs)):
                 return None
             given = args[0] if args else kwargs["hidden_states"]
             boundary = Boundary(host, layer, current, stage, given, kwargs)
@@ -161,7 +161,7 @@ class LayerSocket:
 
     def _arguments(self, boundary: Boundary, given: Tensor, args: tuple[Any, ...]) -> Any:
         kwargs = boundary.kwargs
-        if not boundary.stage.whole:
+        if not boundary.stage.full:
             kwargs = self.pruned(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
         elif boundary.hidden is given:
             return None
@@ -185,7 +185,7 @@ class LayerSocket:
 
     def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         current = self.host.current
-        if current is None or not current.prefill or current.sequence.stages[-1].whole:
+        if current is None or not current.prefill or current.sequence.stages[-1].full:
             return None
         index = current.sequence.stages[-1].index
         hidden = output[0] if isinstance(output, tuple) else output
@@ -198,7 +198,7 @@ class LayerSocket:
 
         def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
             current = self.host.current
-            if current is None or not current.prefill or current.stage.whole or hidden_states.shape[1] == current.sequence.length:
+            if current is None or not current.prefill or current.stage.full or hidden_states.shape[1] == current.sequence.length:
                 return original(hidden_states, visual_pos_masks, visual_embeds)
             stage = current.stage
             mask = visual_pos_masks.to(stage.index.device)

@@ -88,7 +88,7 @@ class PositionSocket:
 
 
 def reindexed(positions: Tensor, current: Pass, stage: Stage) -> Tensor:
-    """Positions [B or 1, S] of the whole prompt -> [B, K] of the tokens of `stage`, counted without gaps; of later tokens:
+    """Positions [B or 1, S] of the full prompt -> [B, K] of the tokens of `stage`, counted without gaps; of later tokens:
     moved to the front by as many as were dropped."""
     if positions.dim() != 2:
         raise UserError("M-RoPE positions have no order in which they could be counted anew: use positions='keep'.")

@@ -24,7 +24,7 @@ from tessera.hosts.route import Route
 from tessera.hosts.steps import DecoderSteps, Reading, Steps, begin
 
 LOOKS_BACK = {
-    "paligemma": "its image tokens see the question (bidirectional attention over the whole prompt)",
+    "paligemma": "its image tokens see the question (bidirectional attention over the full prompt)",
     "instructblip": "its Q-Former reads the question to see the image",
     "instructblipvideo": "its Q-Former reads the question to see the video",
 }
@@ -80,7 +80,7 @@ def go_on(route: Route, head: Head, tails: Sequence[Sequence[int]], limit: int) 
     return _behind(route, head, tails)
 
 
-def whole(model: Any, route: Route, inputs: Mapping[str, Any], **options: Any) -> tuple[Request, Steps]:
+def full_prompt(model: Any, route: Route, inputs: Mapping[str, Any], **options: Any) -> tuple[Request, Steps]:
     """A prompt read from its beginning."""
     request = prepare(model, inputs, **options)
     steps, _ = begin(route if request.model is route.model else Route(request.model), request)
@@ -112,7 +112,7 @@ def questions(route: Route, head: Head, tails: Sequence[Sequence[int]], pad: int
 
 
 def agrees(route: Route, head: Head, tail: Sequence[int], wanted: Tensor) -> bool:
-    """Whether a question computed from the head gives the logits [V] of its whole prompt."""
+    """Whether a question computed from the head gives the logits [V] of its full prompt."""
     mine = go_on(route, head, [tail], 1).logits[0].float()
     close = _CLOSE.get(wanted.dtype, _CLOSE_ELSE)
     return bool((mine - wanted.float()).abs().max() <= close * wanted.float().abs().max())

@@ -139,7 +139,7 @@ class Prompt:
         if found.shape != (rows, length):
             raise UserError(
                 f"the prompt has {tuple(found.shape)} tokens and the language model is given {(rows, length)}: parts need the "
-                "whole prompt in one forward (no chunked prefill)."
+                "full prompt in one forward (no chunked prefill)."
             )
         return found
 

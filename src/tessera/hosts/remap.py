@@ -1,6 +1,6 @@
 """Arguments of a decoder layer, from full to pruned indices.
 
-The model computes masks, positions and rotations for the whole prompt; a layer that holds fewer tokens gets the rows and columns
+The model computes masks, positions and rotations for the full prompt; a layer that holds fewer tokens gets the rows and columns
 of those it holds. Where there was no mask there stays none: a subset of a causal sequence is causal, and the fast kernel is kept.
 
 Legend: B rows, S tokens of the prompt, K left at a layer, Q queries of this forward, N keys that the layer will see, E width.

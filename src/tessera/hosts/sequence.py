@@ -29,7 +29,7 @@ class Stage:
     visual   [B, K] bool, present visual tokens
     real     [B, K] bool, neither padding nor filler
     query    [B] int64, pruned index of the last instruction token
-    whole    whether nothing has been dropped yet
+    full     whether nothing has been dropped yet
     ragged   whether any slot is a filler
     shift    [B] int64, by how much later tokens move to the front; None: positions are kept
     """
@@ -39,7 +39,7 @@ class Stage:
     visual: Tensor
     real: Tensor
     query: Tensor
-    whole: bool = True
+    full: bool = True
     ragged: bool = False
     shift: Tensor | None = None
 
@@ -51,7 +51,7 @@ class Stage:
             visual=chosen(self.visual),
             real=chosen(self.real),
             query=chosen(self.query),
-            whole=self.whole,
+            full=self.full,
             ragged=self.ragged,
             shift=None if self.shift is None else chosen(self.shift),
         )
@@ -94,7 +94,7 @@ class Sequence:
     notes    for parts: what belongs to this sequence. Tensors whose first dimension is the rows follow beams.
     layers   number of decoder layers
     session  of the parts it was made under
-    stages   the stage of every decoder layer; `root` is that of the whole prompt
+    stages   the stage of every decoder layer; `root` is that of the full prompt
     plan     what was decided at each boundary
     """
 
@@ -139,11 +139,11 @@ class Sequence:
     @property
     def dropped(self) -> bool:
         """Whether any layer holds fewer tokens than the prompt has."""
-        return not self.stages[-1].whole
+        return not self.stages[-1].full
 
     def gap(self, layer: int) -> int:
         """How many tokens of the prompt `layer` does not hold."""
-        if layer >= len(self.stages) or self.stages[layer].whole:
+        if layer >= len(self.stages) or self.stages[layer].full:
             return 0
         return self.length - int(self.stages[layer].index.shape[1])
 

@@ -115,7 +115,7 @@ class Captures:
         layer = host.layers[view.layer]
         attention: Any = host.architecture.attention(layer)
         kwargs = dict(view.kwargs)
-        if not stage.whole:
+        if not stage.full:
             kwargs = host.layer_socket.pruned(view.layer, current, stage, view.hidden, kwargs)
         kwargs |= {"past_key_values": None, "use_cache": False}
         mask = kwargs.get("attention_mask")

@@ -29,7 +29,7 @@ def _trained(kind: str) -> dict[str, Any]:
 
     from tessera.config import build
     from tessera.hosts.zoo import fill
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, subject
     from tessera.recipes.recipe import recipe
     from tessera.training.data import Batches
@@ -116,7 +116,7 @@ def labels() -> Numbers:
 
     from tessera.data.packing import collate
     from tessera.hosts.zoo import fill
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, _plain, subject
     from tessera.nn.loss import next_token_loss
     from tessera.training.preference import dpo, pack_answers, score

@@ -77,7 +77,7 @@ def nano() -> Recipe:
     Its first stage trains on nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
     questions from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a
     few hundred and then carries the rest. Attributes have a stage of their own for the same reason.
-    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its look or kind
+    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its attributes or kind
     (`questions.looks`).
     """
     few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))

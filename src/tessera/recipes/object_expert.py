@@ -1,11 +1,11 @@
-"""The object expert by itself: which everyday thing owns each patch, and how that thing looks."""
+"""The object expert by itself: which everyday thing owns each patch, and its attributes."""
 
 from __future__ import annotations
 
 from tessera.recipes.recipe import Recipe
 from tessera.training.plan import OptimConfig, Stage, TrainConfig
 from tessera.world import WorldConfig
-from tessera.world.vocabulary import looks
+from tessera.world.vocabulary import attribute_values
 
 ENCODER = {"kind": "conv_vit", "image_size": 112, "patch_size": 8, "width": 192, "depth": 6, "heads": 3}
 
@@ -21,7 +21,7 @@ def object_expert() -> Recipe:
         name="object_expert",
         about="Vision tower that knows what stands at every patch: 361 base concepts, background, text; its tint and style.",
         task="objects",
-        model={"encoder": dict(ENCODER), "attributes": looks()},
+        model={"encoder": dict(ENCODER), "attributes": attribute_values()},
         worlds=[
             WorldConfig(kinds=scenes, things=(7, 12)),
             WorldConfig(kinds=scenes, things=(6, 12)),

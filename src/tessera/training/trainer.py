@@ -179,7 +179,7 @@ class Trainer:
         self._cast()
         words = [f"precision {self.state['precision']} ({why})", "compiled" if compiled else "not compiled"]
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not is_sharded(self.accelerator):
-            words.append("accelerate shards on accelerators only: each process holds the whole model")
+            words.append("accelerate shards on accelerators only: each process holds the full model")
         return "; ".join(words)
 
     def _cast(self) -> None:

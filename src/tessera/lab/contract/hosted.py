@@ -13,10 +13,10 @@ from torch import Tensor
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts.architecture import CAPABILITIES
-from tessera.hosts.check import Bench as Family
+from tessera.hosts.check import FamilyFixture as Family
 from tessera.hosts.plug import Host, plug
 from tessera.hosts.tiny_configs import LAYERS, PAD
-from tessera.lab.contract.bench import TOLERANCE, Bench, Broken, demand, difference
+from tessera.lab.contract.fixture import TOLERANCE, Broken, Fixture, demand, difference
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "tessera_vlm")
 CHANGES = {"visual tokens", "positions", "logits", "pixels"}
@@ -28,7 +28,7 @@ def family(name: str) -> Family:
     return Family(name)
 
 
-class HostBench(Bench):
+class HostFixture(Fixture):
     """A `HostPart`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "padding", "identity", "undone", "bf16")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.lab.contract.bench import TOLERANCE, Bench, demand, demand_gradients, difference, stir
+from tessera.lab.contract.fixture import TOLERANCE, Fixture, demand, demand_gradients, difference, stir
 from tessera.models.tokenizer import BOS, EOS, IMAGE, IMG, PAD
 
 WORDS = (10, 60)
@@ -40,7 +40,7 @@ TEXT = {
 }
 
 
-class ModelBench(Bench):
+class ModelFixture(Fixture):
     """What a transformers model built around the part is tried on; a subclass says how it is built and fed."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "padding", "saving", "bf16", "meta")
@@ -159,10 +159,10 @@ class ModelBench(Bench):
         demand(not solid, f"{self.part.name}: {', '.join(solid[:3])} took memory on the meta device.")
 
 
-class ComposedBench(ModelBench):
+class ComposedFixture(ModelFixture):
     """A part of Tessera's composed vision-language model."""
 
-    own: ClassVar[tuple[str, ...]] = (*ModelBench.own, "count")
+    own: ClassVar[tuple[str, ...]] = (*ModelFixture.own, "count")
     keys: ClassVar[dict[str, str]] = {"connectors": "connector", "couplings": "coupling"}
 
     def checks(self) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ class ComposedBench(ModelBench):
         return False
 
     def build(self, described: Any) -> Any:
-        """See `ModelBench`."""
+        """See `ModelFixture`."""
         from tessera.models.modeling import TesseraForConditionalGeneration
 
         return TesseraForConditionalGeneration(described)
@@ -291,7 +291,7 @@ class ComposedBench(ModelBench):
             demand(torch.equal(a, b), f"{self.part.name}: set to do nothing, row {row} differs by {difference(a, b):.2g}.")
 
 
-class DualBench(ModelBench):
+class DualFixture(ModelFixture):
     """A part of Tessera's dual encoder."""
 
     def described(self, **changes: Any) -> Any:
@@ -304,7 +304,7 @@ class DualBench(ModelBench):
         return TesseraDualEncoderConfig(**{"encoder": dict(ENCODER), "contrastive": spec, **sizes, **around})
 
     def build(self, described: Any) -> Any:
-        """See `ModelBench`."""
+        """See `ModelFixture`."""
         from tessera.models.dual_encoder import TesseraDualEncoder
 
         return TesseraDualEncoder(described)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.lab.contract.bench import TOLERANCE, Bench, Broken, demand, demand_gradients, difference, stir
+from tessera.lab.contract.fixture import TOLERANCE, Broken, Fixture, demand, demand_gradients, difference, stir
 from tessera.world import World
 
 SIDE = 64
@@ -37,7 +37,7 @@ def subject(name: str) -> tuple[Any, Any]:
     return build(found)
 
 
-class ObjectiveBench(Bench):
+class ObjectiveFixture(Fixture):
     """An `Objective`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch")
@@ -97,7 +97,7 @@ class ObjectiveBench(Bench):
         model.zero_grad(set_to_none=True)
 
 
-class TuningBench(Bench):
+class TuningFixture(Fixture):
     """A `Tuning`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "saving", "identity", "undone")

@@ -199,7 +199,7 @@ def _golden(cls: type[FurtherTraining]) -> Numbers:
 
     from tessera.hosts.zoo import fill
     from tessera.lab.behaviour import summary
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, subject
     from tessera.lab.further import batch
 

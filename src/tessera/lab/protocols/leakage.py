@@ -63,11 +63,11 @@ class Leaked(Protocol):
         leakage = part_module(registry.get("benchmarks", self.part)).leakage
         found: dict[str, list[float]] = {"leakage": [], "blind score": []}
         for seed in range(first, first + count):
-            shown, bench = settings["image"], self._benchmark("val", seed)
-            before = bench.run(model, processor, blind=True)
+            shown, benchmark = settings["image"], self._benchmark("val", seed)
+            before = benchmark.run(model, processor, blind=True)
             pool = conversations(model, processor, self._train_data(settings["data"], seed))
             learned = trained_on(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images, image=shown)
-            after = bench.run(*learned, blind=True)
+            after = benchmark.run(*learned, blind=True)
             found["leakage"].append(leakage(after, before).value)
             found["blind score"].append(after["score"])
         return per_seed(found)
@@ -99,9 +99,9 @@ class Leaked(Protocol):
             for image in KNOWN["image"]:
                 inputs = batch(pool, processor, pool.asked, alone=False, image=image)
                 found[f"{data}, {image}: loss"] = [float(model(**inputs).loss.detach())]
-        bench = small._benchmark("val")
-        blind = bench.run(model, processor, blind=True)
-        told = bench.score(bench.items(), [[q.answer for q in item.questions] for item in bench.items()])
+        benchmark = small._benchmark("val")
+        blind = benchmark.run(model, processor, blind=True)
+        told = benchmark.score(benchmark.items(), [[q.answer for q in item.questions] for item in benchmark.items()])
         leakage = part_module(registry.get("benchmarks", small.part)).leakage
         found["leakage"] = [blind["score"], leakage(told, blind).value, leakage(blind, told).value]
         return found

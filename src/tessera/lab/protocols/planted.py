@@ -144,9 +144,9 @@ class Selection(Protocol):
         mmstar = registry.get("benchmarks", "mmstar").target
         visual = choices(self.world, self.seed + look, count)
         items = [*visual, *planted(visual[: round(len(visual) * 2 / 3)], "test")]
-        bench = mmstar(mmstar.Config(), items)
-        hits = np.asarray(bench.hits([judge]) if judge else bench.hits([], [Guess()]))
-        known = {id(item) for item in bench.select([judge] if judge else [], [] if judge else [Guess()]).items()}
+        benchmark = mmstar(mmstar.Config(), items)
+        hits = np.asarray(benchmark.hits([judge]) if judge else benchmark.hits([], [Guess()]))
+        known = {id(item) for item in benchmark.select([judge] if judge else [], [] if judge else [Guess()]).items()}
         gone = np.asarray([float(id(item) not in known) for item in items])
         needless = np.arange(len(items)) >= len(visual)
         return per_picture(

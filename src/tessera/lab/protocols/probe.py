@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
 
-LOOKS = ("intact", "tokens", "within", "between", "mismatched", "mean", "patches")
+DISTURBANCES = ("intact", "tokens", "within", "between", "mismatched", "mean", "patches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Disturbed(Protocol):
 
         from tessera.evaluation.harness import ask
 
-        part, look = part_module(registry.get("probes", "intriguing_properties")), chosen(arm, look=LOOKS)["look"]
+        part, look = part_module(registry.get("probes", "intriguing_properties")), chosen(arm, look=DISTURBANCES)["look"]
         generator = torch.Generator().manual_seed(seed)
 
         def change(found: list[Tensor]) -> list[Tensor]:
@@ -95,7 +95,7 @@ class Disturbed(Protocol):
         small = cls(groups=4, grid=4)
         items = questions({**small.world, "width": 64, "height": 64}, ("existence", "position"), 0, 8)
         found: dict[str, list[float] | str] = {}
-        for look in LOOKS:
+        for look in DISTURBANCES:
             said = small._said(model, processor, items, Vary(look, look=look), 0, max_new_tokens=4)
             found[look] = " | ".join(text for texts in said for text in texts)
         for metric, (totals, counts) in right(items, [[q.answer for q in item.questions] for item in items]).metrics.items():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tessera.lab.lab import Lab
     from tessera.world.scene import Question
 
-LOOKS = ("search", "random", "glance")
+SEARCHES = ("search", "random", "glance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Zooming(Protocol):
         from tessera.hosts.session import OwnSession
         from tessera.lab.glimpses import GROUND
 
-        how, size = chosen(arm, look=LOOKS)["look"], int(model.image_size)
+        how, size = chosen(arm, look=SEARCHES)["look"], int(model.image_size)
         module = part_module(registry.get("agents", self.part))
         target = registry.get("agents", self.part).target
         agent = target(target.Config(background=GROUND))
@@ -99,7 +99,7 @@ class Zooming(Protocol):
         from tessera.lab.protocols.tiny import tiny_model
 
         found: dict[str, list[float] | str] = {}
-        for how in LOOKS:
+        for how in SEARCHES:
             outcomes = cls(times=4)._measured(*tiny_model(), Vary(how, look=how), 0, 3)
             for metric, (totals, _) in outcomes.metrics.items():
                 found[f"{how}: {metric}"] = totals.tolist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tessera.world.questions.attributes import wrong_categories
 from tessera.world.questions.base import ask, others, question_type
 from tessera.world.questions.facts import Facts, Frame, Item
-from tessera.world.questions.looks import wrong_categories
 from tessera.world.questions.phrasing import DIRECTION_WORDS, phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import Question

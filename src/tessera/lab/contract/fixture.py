@@ -42,7 +42,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).detach().abs().max() / max(1.0, float(wanted.detach().abs().max())))
 
 
-class Bench:
+class Fixture:
     """A part with the checks that its socket has. A subclass adds `check_<name>` methods and names them in `own`."""
 
     own: ClassVar[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""What things look like and are: size, attribute, category, odd."""
+"""Attributes of things: size, attribute, category, odd."""
 
 from __future__ import annotations
 
