@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tessera.hosts import zoo
-from tessera.hosts.prefixes import LOOKS_BACK, Head, agrees, decode_tails, full_prompt, ragged, read, why_not
+from tessera.hosts.prefixes import SEES_QUESTION, Head, agrees, decode_tails, full_prompt, ragged, read, why_not
 from tessera.hosts.route import Route
 from tessera.hosts.tiny_configs import IMAGE
 
@@ -64,7 +64,7 @@ def test_questions_behind_one_image(name: str) -> None:
 @pytest.mark.parametrize("name", LOOKING_BACK)
 def test_what_looks_back_is_refused_by_name(name: str) -> None:
     host = zoo.tiny(name)
-    assert LOOKS_BACK[host.model.config.model_type] in (why_not(host.model) or "")
+    assert SEES_QUESTION[host.model.config.model_type] in (why_not(host.model) or "")
 
 
 def test_what_looks_back_would_be_found_out_without_its_name() -> None:

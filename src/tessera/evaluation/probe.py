@@ -29,4 +29,4 @@ class Probe(ABC):
 
     @abstractmethod
     def run(self, model: Any, processor: Any) -> ProbeResult:
-        """Looks at `model`. Raises `UserError`, saying what is missing, for a model that cannot be looked at so."""
+        """Probes `model`. Raises `UserError`, saying what is missing, for a model that cannot be probed."""

@@ -1,4 +1,4 @@
-"""One boundary between decoder layers: parts are asked, tokens are dropped or merged, and what was decided is noted down.
+"""One boundary between decoder layers: parts are asked, tokens are dropped or merged, and the decisions are recorded.
 
 Legend: B rows, S tokens of the prompt, K tokens left at a layer, K' those that go on, E width.
 """

@@ -1,4 +1,4 @@
-"""A model seen through its sockets, and parts plugged into it.
+"""A host: a model with sockets, and parts plugged into them.
 
     with tessera.plug(model, "pyramiddrop", keep=(0.5, 0.25, 0.125)) as host:
         model.generate(**inputs)

@@ -23,7 +23,7 @@ from tessera.hosts.request import Request, prepare
 from tessera.hosts.route import Route
 from tessera.hosts.steps import DecoderSteps, Reading, Steps, begin
 
-LOOKS_BACK = {
+SEES_QUESTION = {
     "paligemma": "its image tokens see the question (bidirectional attention over the full prompt)",
     "instructblip": "its Q-Former reads the question to see the image",
     "instructblipvideo": "its Q-Former reads the question to see the video",
@@ -36,8 +36,8 @@ _CLOSE_ELSE = 5e-2
 def why_not(model: Any) -> str | None:
     """Why a model cannot go on from the head of a prompt, as far as it shows without running it."""
     kind = model.config.model_type
-    if kind in LOOKS_BACK:
-        return f"{kind}: {LOOKS_BACK[kind]}"
+    if kind in SEES_QUESTION:
+        return f"{kind}: {SEES_QUESTION[kind]}"
     if getattr(model, "reads_question", False):
         return "parts of it read the question to see the image"
     name = hooked(model)

@@ -1,4 +1,4 @@
-"""Who is visual: what the model is given, noted down before the language model's prefill begins.
+"""Which tokens of a prompt are visual, recorded from the model's inputs before the prefill begins.
 
 Legend: B rows, S tokens.
 """

@@ -1,4 +1,4 @@
-"""Parts that stand around a model, in its place when questions are asked: cutters of pictures, agents."""
+"""Parts that wrap a model and answer questions in its place: image cropping, agents."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A reference model learns on, by an objective, with a tuning or with parts plugged in, and answers tempting questions.
+"""Further training of a reference model, by an objective, with a tuning or with parts plugged in, and tempting questions.
 
     learn(model, processor, fine_tuning, pool, seed=0)
-    answers = said(model, processor, pool)     # of every question: whether it was answered rightly, and as it tempts to
+    answers = said(model, processor, pool)     # of every question: is the answer right, is it the tempting one
 
 A tempting answer is a wrong one whose share is measured: yes to what is not there, the answer of a pair's other picture.
 

@@ -47,7 +47,7 @@ def of_part(part: registry.Part) -> Numbers:
                 )
             continue
         plain = _of_fixture(kind(part))
-        found |= {f"{kind.__name__}: {name}": value for name, value in plain.items()}
+        found |= {f"{_label(kind)}: {name}": value for name, value in plain.items()}
         for label, options in variants(kind(part)):
             fixture = kind(part)
             fixture.options = {**fixture.options, **options}
@@ -55,8 +55,13 @@ def of_part(part: registry.Part) -> Numbers:
                 values = _of_fixture(fixture)
             except (UserError, AssertionError) as error:  # `Broken` where no model takes these options: that is a behaviour too
                 values = {"refused": type(error).__name__}
-            found |= {f"{kind.__name__}, {label}: {name}": _short(value) for name, value in values.items()}
+            found |= {f"{_label(kind)}, {label}: {name}": _short(value) for name, value in values.items()}
     return found
+
+
+def _label(kind: type[Fixture]) -> str:
+    """What fingerprints on disk are called, as fixtures were called when they were written."""
+    return f"{kind.__name__.removesuffix('Fixture')}Bench"
 
 
 def _short(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A MoVA learns to answer about cut-outs of images from frozen experts, and its router which expert to ask. Imports torch; the
+"""Training of a MoVA on cut-outs of images with frozen experts, and of its router. Imports torch; the
 protocol `expert_routing` imports it inside functions.
 
 Legend: I images, N places of a cut-out, E experts, Q words of the question.

@@ -1,4 +1,4 @@
-"""What parts without a model around them do on fixed samples of the world and scripted answers: engines, benchmarks, probes,
+"""Behaviour of parts without a model around them on fixed samples of the world and scripted answers: engines, benchmarks, probes,
 grounding, agents."""
 
 from __future__ import annotations

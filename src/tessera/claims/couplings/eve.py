@@ -1,4 +1,4 @@
-"""EVE: drawn to the features of a frozen encoder in training, a language model without an encoder learns to see sooner."""
+"""EVE: distillation from a frozen encoder makes a language model without an encoder learn faster from images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flamingo: a frozen language model sees through inserted cross-attention that alone is trained."""
+"""Flamingo: a frozen language model reads images through inserted cross-attention, the only part that is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-Align: what the language model would have said without looking is taken away from its answers."""
+"""LLaVA-Align: the language model's no-image prediction is subtracted from its answers."""
 
 from __future__ import annotations
 

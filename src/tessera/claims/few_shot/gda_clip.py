@@ -1,4 +1,4 @@
-"""GDA-CLIP: Gaussians fitted to a few images of each class, in closed form, add to what the names alone tell."""
+"""GDA-CLIP: Gaussians fitted in closed form to a few images of each class improve on zero-shot classification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FoPru: a quarter of the visual tokens, those that the vision tower attends to, does what all of them do."""
+"""FoPru: a quarter of the visual tokens, those that the vision tower attends to, is as good as all of them."""
 
 from __future__ import annotations
 

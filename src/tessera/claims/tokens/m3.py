@@ -1,4 +1,4 @@
-"""Matryoshka multimodal models: squares of visual tokens become their mean, and a model that was trained so reads few of them."""
+"""Matryoshka multimodal models: squares of visual tokens are averaged, and a model trained this way works with few tokens."""
 
 from __future__ import annotations
 

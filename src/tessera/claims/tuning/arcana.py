@@ -1,4 +1,4 @@
-"""Arcana's MM-LoRA: visual tokens and all others have low-rank adapters of their own."""
+"""Arcana's MM-LoRA: visual tokens and text tokens have separate low-rank adapters."""
 
 from __future__ import annotations
 

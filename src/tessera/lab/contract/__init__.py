@@ -1,4 +1,4 @@
-"""What every part keeps, tested over the registry: never over a list, so that a part is under contract when its file is there.
+"""The contract of every part, tested over the registry and not over a list: a part is tested as soon as its file exists.
 
 In a test module (Tessera's own is `tests/contract/test_parts.py`, a third party's names its parts):
 

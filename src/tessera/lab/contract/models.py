@@ -1,6 +1,6 @@
 """Parts that a model is built from: the model is made around the part at tiny size, with random weights, and tried as a whole.
 
-So the contract holds for what a user gets, and whatever a socket hands to its parts is handed to them here by the model itself.
+So the contract holds for what a user gets: the model itself calls the part, as it does for users.
 
 Legend: B rows, T tokens.
 """

@@ -1,4 +1,4 @@
-"""A model learns on from a benchmark's own questions, or from as many others, and answers the benchmark without pictures.
+"""A model is trained further on a benchmark's own questions, or on as many others, and answers the benchmark without pictures.
 
 Something is trained, so the units are seeds.
 """

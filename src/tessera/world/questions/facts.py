@@ -233,7 +233,7 @@ class Facts:
 
         First come other things of the picture except the `barred`, then absent concepts of the right one's
         category. A choice offers only the former or, where they are fewer than two, only the latter: in a
-        mixture the strange category would betray which of them are in the picture.
+        mixture the odd category would betray which of them are in the picture.
         """
         shut = {item.concept for item in barred}
         shut.add(right.concept)
