@@ -86,7 +86,7 @@ ALLOWED = (
     Allowed(
         "looks",
         r"",
-        r"\b(it|that|and|which|text|model|code|benchmark|one|images|encoder|image) looks\b|looks (for|at|up|like|harder|alike|for)\b",
+        r"\b(it|that|and|which|text|model|code|benchmark|one|images|encoder|image) looks\b|looks (for|at|up|like|harder|alike)\b",
         "to look",
     ),
 )

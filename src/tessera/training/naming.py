@@ -32,8 +32,8 @@ SHARE = 0.35
 class TokenNames:
     """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
 
-    `weight` is that of each such label's loss; an answer's tokens share about 1. `attributes` is the share of things that are told
-    by tint, style or category, and of signs that are told by their colour. Raises `UserError` for other numbers of tokens.
+    `weight` is that of each such label's loss; an answer's tokens share about 1. `attributes` is the share of things that are
+    told by tint, style or category, and of signs that are told by their colour. Raises `UserError` for other numbers of tokens.
     """
 
     def __init__(self, processor: Any, weight: float, attributes: float = 0.0) -> None:
