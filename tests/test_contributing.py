@@ -49,7 +49,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     registry._registered.pop(("connectors", "normed"), None)
     for name in ("normed", "normed_claims"):
         sys.modules.pop(name, None)
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str) -> Any:
@@ -123,6 +123,6 @@ def test_it_keeps_the_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scope["test_contract"].pytestmark
     module = sys.modules["normed"]
     monkeypatch.setattr(module, "UNSUPPORTED", {"bf16": "it needs all bits"}, raising=False)
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
     found = {row["check"]: (row["state"], row["reason"]) for row in contract.outcomes("normed")}
     assert found["bf16"] == ("unsupported", "it needs all bits")

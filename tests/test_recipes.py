@@ -21,12 +21,12 @@ def tiny(name: str) -> Recipe:
     """A built-in recipe shrunk to two steps of a few thousand parameters."""
     found = recipe(name)
     found.start = {}
-    lessons = [world for lesson in found.lessons.values() for world in lesson.worlds or []]
-    for world in found.worlds + lessons:
+    stage_worlds = [world for stage_data in found.lessons.values() for world in stage_data.worlds or []]
+    for world in found.worlds + stage_worlds:
         world.width = world.height = 64
     found.scenes = min(found.scenes, 8)
-    for lesson in found.lessons.values():
-        lesson.scenes = lesson.scenes and 8
+    for stage_data in found.lessons.values():
+        stage_data.scenes = stage_data.scenes and 8
     if found.task == "questions":
         found.model["parts"]["encoders"] = [TINY_ENCODER]
         found.model["parts"]["experts"] = {"kind": "single"}
@@ -53,9 +53,9 @@ def test_recipes_survive_json(name: str) -> None:
     found.evaluation.check()
     for world in found.worlds:
         world.check()
-    for stage, lesson in found.lessons.items():
+    for stage, stage_data in found.lessons.items():
         assert stage in [s.name for s in found.training.stages]
-        for world in lesson.worlds or []:
+        for world in stage_data.worlds or []:
             world.check()
 
 

@@ -8,7 +8,7 @@ from tests.training.small import small
 from tessera.bench import expected as bench
 from tessera.bench.expected import Expected, expected
 from tessera.config import to_dict
-from tessera.recipes.recipe import Lesson, Recipe
+from tessera.recipes.recipe import Recipe, StageData
 from tessera.training.options import Questions
 from tessera.training.plan import Stage
 
@@ -45,7 +45,7 @@ def test_steps_and_scenes_are_multiplied_up(monkeypatch: pytest.MonkeyPatch) -> 
 def test_scenes_that_stages_share_are_read_once() -> None:
     recipe = tiny(scenes=100)
     assert bench._scenes(recipe) == 100
-    recipe.lessons = {"few": Lesson(scenes=30)}
+    recipe.lessons = {"few": StageData(scenes=30)}
     assert bench._scenes(recipe) == 130
     recipe.scenes, recipe.lessons = 0, {}
     assert bench._scenes(recipe) == 0

@@ -14,7 +14,7 @@ from tessera.errors import UserError
 from tessera.lab import contract
 from tessera.lab.contract import CHECKS, Unsupported
 from tessera.lab.contract.__main__ import main
-from tessera.lab.contract.bench import Broken
+from tessera.lab.contract.fixture import Broken
 
 GOOD = '''
 """A toy after Doe, "Toys", 2020, arXiv:2001.00001, that maps visual tokens by one linear layer, which is all there is to it:
@@ -71,12 +71,12 @@ def toy() -> Iterator[Callable[..., None]]:
     yield make
     registry._registered.pop(("connectors", "toy"), None)
     sys.modules.pop("toy_under_contract", None)
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
 
 
 def broken() -> dict[str, str]:
     """Check -> reason, of the checks that the toy does not pass."""
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
     return {row["check"]: row["reason"] for row in contract.outcomes("connectors/toy") if row["state"] == "broken"}
 
 
@@ -119,28 +119,28 @@ def test_what_breaks_it_is_found(toy: Callable[..., None], old: str, new: str, c
 def test_rows_that_know_of_their_padding_are_found() -> None:
     import torch
 
-    from tessera.lab.contract.models import ComposedBench
+    from tessera.lab.contract.models import ComposedFixture
 
-    bench = ComposedBench(registry.get("couplings", "prefix"))
+    fixture = ComposedFixture(registry.get("couplings", "prefix"))
     for check in ("batch", "padding"):
-        bench.run(check)
-    table = bench.exact.get_input_embeddings()
+        fixture.run(check)
+    table = fixture.exact.get_input_embeddings()
     places = table.register_forward_hook(lambda module, args, out: out + 0.1 * torch.arange(out.shape[1])[None, :, None])
     with pytest.raises(Broken, match="differs by .* with the side of the padding"):
-        bench.run("padding")
+        fixture.run("padding")
     places.remove()
     table.register_forward_hook(lambda module, args, out: out + out.mean(1, keepdim=True))
     with pytest.raises(Broken, match="row 0 of a batch of two differs by"):  # both sides have as much padding
-        bench.run("batch")
+        fixture.run("batch")
 
 
 def test_rounding_stays_far_below_the_tolerance() -> None:
-    from tessera.lab.contract.bench import TOLERANCE, difference
-    from tessera.lab.contract.models import ComposedBench
+    from tessera.lab.contract.fixture import TOLERANCE, difference
+    from tessera.lab.contract.models import ComposedFixture
 
-    bench = ComposedBench(registry.get("tokens", "identity"))
-    together = bench.seen(bench.exact, [0, 1])
-    assert max(difference(out, bench.seen(bench.exact, [row])[0]) for row, out in enumerate(together)) < TOLERANCE / 1000
+    fixture = ComposedFixture(registry.get("tokens", "identity"))
+    together = fixture.seen(fixture.exact, [0, 1])
+    assert max(difference(out, fixture.seen(fixture.exact, [row])[0]) for row, out in enumerate(together)) < TOLERANCE / 1000
 
 
 def test_a_part_says_what_it_does_not_do(toy: Callable[..., None]) -> None:
@@ -148,7 +148,7 @@ def test_a_part_says_what_it_does_not_do(toy: Callable[..., None]) -> None:
     with pytest.raises(Unsupported, match="it counts"):
         contract.run("connectors", "toy", "meta")
     toy(("@part(", 'UNSUPPORTED = {"page": "no time"}\n\n\n@part('))
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
     with pytest.raises(Broken, match="page cannot be left out"):
         contract.run("connectors", "toy", "builds")
 
@@ -160,7 +160,7 @@ def test_tiny_options_are_used(toy: Callable[..., None]) -> None:
 
 def test_a_part_that_cannot_be_imported_is_one_broken_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_builtin", lambda socket: ["gone"] if socket == "connectors" else [])
-    contract.bench_of.cache_clear()
+    contract.fixture_of.cache_clear()
     rows = list(contract.outcomes("connectors/gone"))
     assert [(row["check"], row["state"]) for row in rows] == [("imports", "broken")]
     assert "gone" in rows[0]["reason"]

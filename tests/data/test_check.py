@@ -35,7 +35,7 @@ def save(folder: Path, rows: list[Any]) -> Path:
 
 
 def found(report: Report) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in report.findings if finding.count}
+    return {result.kind: result.count for result in report.findings if result.count}
 
 
 def good(folder: Path) -> Path:
@@ -90,7 +90,7 @@ def test_every_kind_of_problem_is_found_once_and_placed(tmp_path: Path) -> None:
     for kind, case in cases:
         report = check(save(tmp_path, [row(0, "0.png"), case]))
         assert found(report) == {kind: 1}, case
-        example = report.finding(kind).examples[0]
+        example = report.result(kind).examples[0]
         assert example.where == "data.jsonl, line 2"
         assert example.message
         assert report.ok == (KINDS[kind] == "warning")
@@ -101,7 +101,7 @@ def test_every_kind_of_problem_is_found_once_and_placed(tmp_path: Path) -> None:
 
 def test_examples_are_the_first_three(tmp_path: Path) -> None:
     report = check(save(tmp_path, [row(i, f"none-{i}.png") for i in range(200)]))
-    missing = report.finding("missing image")
+    missing = report.result("missing image")
     assert missing.count == 200
     assert [e.where for e in missing.examples] == [f"data.jsonl, line {i}" for i in (1, 2, 3)]
 
@@ -118,7 +118,7 @@ def test_long_rows_are_counted_in_words_or_tokens(tmp_path: Path) -> None:
     assert found(check(path)) == {}
     report = check(path, max_tokens=10)
     assert found(report) == {"over-long": 1}
-    assert "54 words, 44 more than 10" in report.finding("over-long").examples[0].message
+    assert "54 words, 44 more than 10" in report.result("over-long").examples[0].message
     report = check(path, max_tokens=100, count_tokens=len)
     assert found(report) == {"over-long": 1}
     assert report.unit == "tokens"
@@ -129,13 +129,13 @@ def test_long_rows_are_counted_in_words_or_tokens(tmp_path: Path) -> None:
 def test_duplicates_name_the_first(tmp_path: Path) -> None:
     rows = [row(0, "0.png"), row(1), row(0, "0.png"), row(0, "1.png"), row(1), row(0, "0.png"), "{", "{"]
     report = check(save(tmp_path, rows))
-    examples = report.finding("duplicate row").examples
+    examples = report.result("duplicate row").examples
     assert [(e.where, e.message) for e in examples] == [
         ("data.jsonl, line 3", "the same as data.jsonl, line 1"),
         ("data.jsonl, line 5", "the same as data.jsonl, line 2"),
         ("data.jsonl, line 6", "the same as data.jsonl, line 1"),
     ]
-    assert report.finding("duplicate row").level == "warning"
+    assert report.result("duplicate row").level == "warning"
 
 
 def test_parquet_and_llava(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_parquet_and_llava(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p" / "data.parquet")
     report = check(tmp_path / "p")
     assert found(report) == {"unreadable image": 1}
-    assert report.finding("unreadable image").examples[0].where == "data.parquet, row 2"
+    assert report.result("unreadable image").examples[0].where == "data.parquet, row 2"
     llava = [{"image": "0.png", "conversations": [{"from": "human", "value": "<image>\nq"}]}] * 2
     save(tmp_path / "l", []).unlink()
     (tmp_path / "l" / "llava.json").write_text(json.dumps(llava))

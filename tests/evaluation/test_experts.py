@@ -21,7 +21,7 @@ from tessera.models.processing import TesseraDualProcessor
 from tessera.models.vision import TesseraVisionModel
 from tessera.training.dense import DenseData, character_labels, object_labels
 from tessera.world import World, WorldConfig
-from tessera.world.vocabulary import looks
+from tessera.world.vocabulary import attribute_values
 
 WORLD = WorldConfig(split="test", width=SIZE, height=SIZE)
 
@@ -81,7 +81,7 @@ def test_a_random_expert_is_about_as_good_as_a_guess(labels: Any, measured: set[
 
 def test_attributes_are_measured_besides() -> None:
     config = TesseraVisionConfig(
-        encoder={**ENCODER, "patch_size": 16}, id2label=dict(enumerate(object_labels())), attributes=looks()
+        encoder={**ENCODER, "patch_size": 16}, id2label=dict(enumerate(object_labels())), attributes=attribute_values()
     )
     found = evaluate_expert(TesseraVisionModel(config).eval(), None, EvaluationConfig(world=WORLD, n=8)).measures
     assert list(found) == ["things", "style", "tint"]

@@ -1,4 +1,4 @@
-"""Families: anatomy, maps from patches to visual tokens, rasters. Maps are proved by changing one patch and watching tokens."""
+"""Families: architecture, maps from patches to visual tokens, rasters. Maps are proved by changing one patch, watching tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import TesseraError, UserError
-from tessera.hosts import anatomy as anatomies
+from tessera.hosts import architecture as architectures
 from tessera.hosts import zoo
-from tessera.hosts.anatomy import Anatomy, anatomy
+from tessera.hosts.architecture import Architecture, architecture
 from tessera.hosts.tiny_configs import LAYERS, RECIPES
 
 NAMES = list(RECIPES)
@@ -29,9 +29,9 @@ def _tiny(name: str) -> zoo.Tiny:
     return zoo.tiny(name)
 
 
-def _host(name: str) -> tuple[Any, Anatomy]:
+def _host(name: str) -> tuple[Any, Architecture]:
     model = _tiny(name).model
-    return model, anatomy(model)
+    return model, architecture(model)
 
 
 def _image_inputs(name: str, images: tuple[int, ...]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _image_inputs(name: str, images: tuple[int, ...]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _features(found: Anatomy, inputs: dict[str, Any]) -> Tensor:
+def _features(found: Architecture, inputs: dict[str, Any]) -> Tensor:
     """All visual tokens [n, E] in the order of the prompt."""
     out = found.base.get_image_features(**inputs)
     tokens = getattr(out, "pooler_output", out)
@@ -54,7 +54,7 @@ def _moved(before: Tensor, after: Tensor) -> list[int]:
     return (change > 1e-3 * change.max()).nonzero().flatten().tolist()
 
 
-def _attentions(found: Anatomy, block: int, inputs: dict[str, Any]) -> list[tuple[int, int]]:
+def _attentions(found: Architecture, block: int, inputs: dict[str, Any]) -> list[tuple[int, int]]:
     """(views, tokens) of every call of one tower block's attention kernel."""
     from tessera.hosts.taps import listen
 
@@ -85,7 +85,7 @@ def _changed(block: nn.Module, place: int) -> Iterator[None]:
 
 
 @contextmanager
-def _blind(found: Anatomy) -> Iterator[None]:
+def _blind(found: Architecture) -> Iterator[None]:
     """The tower's patches see each other no more: its attention (and what else mixes neighbours) gives nothing."""
 
     def nothing(module: nn.Module, args: Any, output: Any) -> Any:
@@ -102,7 +102,7 @@ def _blind(found: Anatomy) -> Iterator[None]:
             handle.remove()
 
 
-def _prove_map(model: Any, found: Anatomy, inputs: dict[str, Any], samples: int = 12) -> None:
+def _prove_map(model: Any, found: Architecture, inputs: dict[str, Any], samples: int = 12) -> None:
     """Changing one patch behind the block that is read changes those tokens, and only those, that its score reaches."""
     assert found.tower_blocks is not None
     before = _features(found, inputs)
@@ -127,15 +127,15 @@ def _prove_map(model: Any, found: Anatomy, inputs: dict[str, Any], samples: int 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_anatomy(name: str) -> None:
+def test_architecture(name: str) -> None:
     _, found = _host(name)
-    assert type(found.family) is not anatomies.Family
+    assert type(found.family) is not architectures.Family
     assert RECIPES[name].model_type in found.family.model_types
     assert len(found.layers) == LAYERS
     assert hasattr(found.base, "get_image_features")
     assert isinstance(found.tower, nn.Module)
     assert isinstance(found.projector, nn.Module)
-    assert found.capabilities <= set(anatomies.CAPABILITIES)
+    assert found.capabilities <= set(architectures.CAPABILITIES)
     assert "cache" in found.capabilities
     assert ("rope" in found.capabilities) + ("mrope" in found.capabilities) == (name != "instructblip_opt")
     assert ("mrope" in found.capabilities) == (name.startswith("qwen"))
@@ -214,7 +214,7 @@ def test_tessera_rasters_show_where_a_square_of_the_image_stands() -> None:
     share = torch.zeros(16, 16)  # of each token's gradient in each square
     for seed in seeds:
         model = zoo.tiny("tessera_vlm", seed=seed).model
-        found = anatomy(model)
+        found = architecture(model)
         ((block,),) = (layout.blocks for layout in found.family.layouts(model, inputs))
         assert (block.start, block.rows, block.columns) == (0, 4, 4)
         pixels = inputs["pixel_values"].clone().requires_grad_()
@@ -280,7 +280,7 @@ def test_newlines_always_stay() -> None:
 
 def test_a_class_token_in_the_prompt_always_stays() -> None:
     tiny = zoo.tiny("llava", vision_feature_select_strategy="full", image_seq_length=65)
-    found = anatomy(tiny.model)
+    found = architecture(tiny.model)
     inputs = _image_inputs("llava", (1, 1))
     scores = found.family.token_scores(tiny.model, [torch.rand(2, 65)], inputs)
     assert scores.isinf().nonzero().flatten().tolist() == [0, 65]
@@ -291,7 +291,7 @@ def test_a_class_token_in_the_prompt_always_stays() -> None:
 def test_feature_blocks_count_hidden_states() -> None:
     for layer, block in ((-2, -2), (-1, -1), (3, 2), (1, 0), ([1, 2], 1)):
         model = zoo.tiny("llava", vision_feature_layer=layer).model
-        assert anatomy(model).feature_block == block
+        assert architecture(model).feature_block == block
 
 
 def test_scores_of_another_number_of_patches_are_refused() -> None:

@@ -15,7 +15,7 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts import check as checks
 from tessera.hosts import zoo
-from tessera.hosts.check import Bench, check, host_parts
+from tessera.hosts.check import FamilyFixture, check, host_parts
 from tessera.hosts.part import HostPart, LayerView, Selection
 
 
@@ -86,14 +86,14 @@ class Forgets(Half):
         return None if view.prefill or self.config.stride == 1 else view.hidden * 1.01
 
 
-def _cell(part: type[HostPart], bench: Bench | None = None) -> checks.Cell:
-    return (bench or Bench("llava")).cell("half", "tokens", part)
+def _cell(part: type[HostPart], fixture: FamilyFixture | None = None) -> checks.Cell:
+    return (fixture or FamilyFixture("llava")).cell("half", "tokens", part)
 
 
 def test_a_part_that_keeps_its_word_is_true() -> None:
-    bench = Bench("llava")
+    fixture = FamilyFixture("llava")
     for _ in range(2):  # and leaves the model as it was
-        cell = _cell(Half, bench)
+        cell = _cell(Half, fixture)
         assert (cell.state, cell.reason) == ("true", "")
         assert cell.measured["visual tokens left"] == 0.5
         assert cell.measured["cached differs by"] < checks.TOLERANCE
@@ -120,13 +120,13 @@ def test_a_part_that_does_not_is_found_out(part: type[HostPart], state: str, rea
 
 def test_what_is_false_on_one_cell_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "host_parts", lambda: {"bad": ("tokens", Leaves), "good": ("decoding", Half)})
-    heard: list[tuple[int, int]] = []
-    result = check(["llava"], progress=lambda done, total, what: heard.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    result = check(["llava"], progress=lambda done, total, what: calls.append((done, total)))
     assert [cell.state for cell in result.cells] == ["false", "true"]
     assert result.counts == {"true": 1, "refused": 0, "false": 1}
     assert result.by_part["good"] == {"true": 1, "refused": 0, "false": 0}
     assert (result.whole, result.sound) == ([], [])
-    assert heard == [(0, 2), (1, 2)]
+    assert calls == [(0, 2), (1, 2)]
 
 
 def test_a_family_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_every_family_is_a_host(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     """The smallest part that drops tokens: identity bit-equal, cached = uncached, undone."""
     if zoo.RECIPES[name].package is not None:
         pytest.importorskip(str(zoo.RECIPES[name].package))
-    cell = _cell(Half, Bench(name))
+    cell = _cell(Half, FamilyFixture(name))
     assert (cell.state, cell.reason) == ("true", "")
 
 

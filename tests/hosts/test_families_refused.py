@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tessera.errors import TesseraError, UserError
-from tessera.hosts import anatomy as anatomies
+from tessera.hosts import architecture as architectures
 from tessera.hosts import zoo
-from tessera.hosts.anatomy import Family, RasterFamily, anatomy, attention_of, families, family, found, without_images
+from tessera.hosts.architecture import Family, RasterFamily, architecture, attention_of, families, family, found, without_images
 
 TEXT: dict[str, Any] = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=200)
 TOWER: dict[str, Any] = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, patch_size=8)
@@ -38,7 +38,7 @@ def _instructblip(text: dict[str, Any]) -> Any:
 
 
 def test_an_unknown_family_that_follows_the_conventions_is_a_host_without_a_map() -> None:
-    seen = anatomy(_vip())
+    seen = architecture(_vip())
     assert type(seen.family) is Family
     assert {"rope", "cache", "tower attention", "class token"} == seen.capabilities
     assert seen.image_token_ids == (190,)
@@ -49,34 +49,34 @@ def test_an_unknown_family_that_follows_the_conventions_is_a_host_without_a_map(
 
 def test_what_is_no_transformers_model_is_refused() -> None:
     with pytest.raises(UserError, match="a host is a transformers model; Linear has no configuration"):
-        anatomy(nn.Linear(2, 2))
+        architecture(nn.Linear(2, 2))
 
 
 def test_a_language_model_alone_is_refused() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with pytest.raises(UserError, match="'llama' cannot be a host: it has no get_image_features"):
-        anatomy(LlamaForCausalLM(LlamaConfig(**TEXT, **TOKENS)))
+        architecture(LlamaForCausalLM(LlamaConfig(**TEXT, **TOKENS)))
 
 
 def test_an_encoder_and_decoder_is_refused() -> None:
     text = dict(model_type="t5", vocab_size=200, d_model=64, d_ff=64, num_layers=2, num_heads=4, d_kv=16)
     with pytest.raises(UserError, match="an encoder and a decoder; hosts are decoders only"):
-        anatomy(_instructblip(text))
+        architecture(_instructblip(text))
 
 
 def test_a_language_model_with_convolutions_is_refused() -> None:
     tower = dict(TOWER, model_type="siglip2_vision_model", num_patches=64, vision_use_head=False)
     text = dict(TEXT, **TOKENS, model_type="lfm2", num_key_value_heads=2, layer_types=["conv", "full_attention"])
     with pytest.raises(UserError, match="layers of type conv; hosts attend in every layer"):
-        anatomy(_model("lfm2_vl", vision_config=tower, text_config=text, image_token_id=190))
+        architecture(_model("lfm2_vl", vision_config=tower, text_config=text, image_token_id=190))
 
 
 def test_a_model_without_placeholder_is_refused() -> None:
     model = _vip()
     model.config.__dict__["image_token_index"] = None
     with pytest.raises(UserError, match="names no placeholder token of images"):
-        anatomy(model)
+        architecture(model)
 
 
 class _Layer(nn.Module):
@@ -94,11 +94,11 @@ def test_layers_of_another_kind_are_refused(layer: type[nn.Module], reason: str)
     model = _vip()
     model.model.language_model.layers[1] = layer()
     with pytest.raises(UserError, match=reason):
-        anatomy(model)
+        architecture(model)
 
 
 def test_what_has_no_attention_or_norm_says_so() -> None:
-    seen = anatomy(_vip())
+    seen = architecture(_vip())
     assert attention_of(nn.Linear(2, 2)) is None
     with pytest.raises(UserError, match="Linear has no attention module"):
         seen.attention(nn.Linear(2, 2))
@@ -122,7 +122,7 @@ def test_every_family_of_the_zoo_has_one_adapter() -> None:
 
 
 def test_two_adapters_for_one_model_type_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anatomies, "_families", dict(families()))
+    monkeypatch.setattr(architectures, "_families", dict(families()))
     with pytest.raises(TesseraError, match="two adapters for model type 'llava'"):
 
         @family("llava", title="another")
@@ -145,7 +145,7 @@ def test_without_images_keeps_the_order_of_words() -> None:
 def test_composed_models_whose_tokens_are_no_raster_offer_no_map() -> None:
     model = zoo.tiny("tessera_vlm").model
     model.model.tokens.grid = None
-    seen = anatomy(model)
+    seen = architecture(model)
     assert not seen.capabilities & {"token map", "raster"}
     with pytest.raises(UserError, match="no full raster"):
         seen.family.layouts(model, {"pixel_values": torch.zeros(1, 3, 64, 64)})
@@ -155,7 +155,7 @@ def test_composed_models_read_towers_of_transformers() -> None:
     tower = {"kind": "transformers_vision", "tower": dict(TOWER, model_type="clip_vision_model", image_size=64)}
     parts = {"encoders": [tower], "tokens": {"kind": "pixel_shuffle"}, "connector": {"kind": "mlp"}}
     model = zoo.tiny("tessera_vlm", parts=parts).model
-    seen = anatomy(model)
+    seen = architecture(model)
     assert {"class token", "token map", "tower attention"} <= seen.capabilities
     assert (seen.feature_block, len(seen.tower_blocks or ())) == (-2, 2)
     one = torch.zeros(1, 65)

@@ -11,7 +11,7 @@ from tessera.hosts import zoo
 from tessera.hosts.loop import decode_inputs
 from tessera.hosts.part import HostPart
 from tessera.hosts.plug import attach, part_named
-from tessera.hosts.prefixes import whole
+from tessera.hosts.prefixes import full_prompt
 from tessera.hosts.route import Route
 
 NEW = 8
@@ -28,7 +28,7 @@ def plugged(name: str, model: Any) -> HostPart:
 def first_logits(route: Route, inputs: dict[str, Any]) -> torch.Tensor:
     """[B, V], of the token behind the prompt, before any processor."""
     with torch.inference_mode():
-        _, steps = whole(route.model, route, inputs, max_new_tokens=1, do_sample=False)
+        _, steps = full_prompt(route.model, route, inputs, max_new_tokens=1, do_sample=False)
     return steps.logits
 
 

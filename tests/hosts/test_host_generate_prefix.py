@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tessera.hosts import zoo
-from tessera.hosts.prefixes import LOOKS_BACK, Head, agrees, decode_tails, ragged, read, whole, why_not
+from tessera.hosts.prefixes import SEES_QUESTION, Head, agrees, decode_tails, full_prompt, ragged, read, why_not
 from tessera.hosts.route import Route
 from tessera.hosts.tiny_configs import IMAGE
 
@@ -54,7 +54,7 @@ def test_questions_behind_one_image(name: str) -> None:
         with torch.inference_mode():
             head = read(route, continued(host, None))
             assert isinstance(head, Head)
-            _, steps = whole(host.model, route, continued(host, TAILS[0]), max_new_tokens=1)
+            _, steps = full_prompt(host.model, route, continued(host, TAILS[0]), max_new_tokens=1)
             assert agrees(route, head, TAILS[0], steps.logits[0])
         groups = [[tail] for tail in TAILS] if ragged(head, TAILS) else [TAILS]
         assert [row for group in groups for row in tokens(host, route, head, group)] == expected
@@ -64,7 +64,7 @@ def test_questions_behind_one_image(name: str) -> None:
 @pytest.mark.parametrize("name", LOOKING_BACK)
 def test_what_looks_back_is_refused_by_name(name: str) -> None:
     host = zoo.tiny(name)
-    assert LOOKS_BACK[host.model.config.model_type] in (why_not(host.model) or "")
+    assert SEES_QUESTION[host.model.config.model_type] in (why_not(host.model) or "")
 
 
 def test_what_looks_back_would_be_found_out_without_its_name() -> None:
@@ -73,7 +73,7 @@ def test_what_looks_back_would_be_found_out_without_its_name() -> None:
     with torch.inference_mode():
         head = read(route, continued(host, None))
         assert isinstance(head, Head)
-        _, steps = whole(host.model, route, continued(host, TAILS[0]), max_new_tokens=1)
+        _, steps = full_prompt(host.model, route, continued(host, TAILS[0]), max_new_tokens=1)
         assert not agrees(route, head, TAILS[0], steps.logits[0])
 
 

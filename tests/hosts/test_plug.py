@@ -90,7 +90,7 @@ def test_positions_counted_anew_have_no_gaps(llava: Tiny, images: tuple[int, ...
     assert torch.equal(tokens, again)
     torch.testing.assert_close(scores, recomputed, rtol=1e-5, atol=1e-5)
     real = sequence.stages[3].real
-    rotary = host.anatomy.rotary
+    rotary = host.architecture.rotary
     for row, cos in enumerate(seen[0]):
         first = int(sequence.real[row].int().argmax())  # without position ids, padding counts
         places = torch.arange(first, first + int(real[row].sum()))

@@ -126,7 +126,7 @@ def test_scores_of_the_tower_reach_their_tokens(kind: Tap) -> None:
     assert found is not None and beams is not None
     assert torch.equal(beams, found.repeat_interleave(2, 0))
     assert torch.equal(found.isfinite(), inputs["input_ids"] == 190)
-    tower: Any = host.anatomy.tower
+    tower: Any = host.architecture.tower
     tower.set_attn_implementation("eager")
     with torch.no_grad():
         weights = tower(inputs["pixel_values"], output_attentions=True).attentions[-2].mean(1)

@@ -168,7 +168,7 @@ def test_an_image_in_a_later_turn_is_refused(llava: Tiny) -> None:
         ids = words(70)
         ids[:, 3:67] = 190
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids)], 1)
-        with pytest.raises(UserError, match="whole conversation in one prompt"):
+        with pytest.raises(UserError, match="full conversation in one prompt"):
             logits(
                 model, {"input_ids": ids, "attention_mask": mask, "pixel_values": inputs["pixel_values"]}, past_key_values=cache
             )

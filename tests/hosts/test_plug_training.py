@@ -156,7 +156,7 @@ class VisualAdapter(HostPart):
             visual = host.visual_at(self.layer)
             return None if visual is None else output + self.update(args[0]) * visual[..., None].to(output.dtype)
 
-        attention: Any = host.anatomy.attention(host.layers[self.layer])
+        attention: Any = host.architecture.attention(host.layers[self.layer])
         undo.callback(attention.v_proj.register_forward_hook(hook).remove)
 
 

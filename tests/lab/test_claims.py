@@ -111,7 +111,7 @@ def test_a_package_of_somebody_elses_brings_protocols(theirs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_a_part_of_a_socket_without_a_bench_says_itself_what_it_does(theirs: Path, says: bool) -> None:
+def test_a_part_of_a_socket_without_a_fixture_says_itself_what_it_does(theirs: Path, says: bool) -> None:
     from tessera.lab.part_behaviour import of_part
 
     own = 'def behaviour():\n    return {"acts": [4.0]}\n' if says else ""
@@ -121,7 +121,7 @@ def test_a_part_of_a_socket_without_a_bench_says_itself_what_it_does(theirs: Pat
     if says:
         assert of_part(registry.get(SOCKET, "alone")) == {"own: acts": [4.0]}
     else:
-        with pytest.raises(TesseraError, match="socket 'brain' has no bench.*behaviour"):
+        with pytest.raises(TesseraError, match="socket 'brain' has no fixture.*behaviour"):
             of_part(registry.get(SOCKET, "alone"))
 
 

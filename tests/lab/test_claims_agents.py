@@ -16,10 +16,10 @@ from tessera.data.scene_graph import of_samples
 from tessera.errors import TesseraError
 from tessera.evaluation.grounding import Located
 from tessera.lab import glimpses
+from tessera.lab.conversations import conversations, trained_on
 from tessera.lab.experiment import Exact, Experiment, Vary
 from tessera.lab.judge import judge
 from tessera.lab.lab import Lab
-from tessera.lab.lessons import conversations, taught
 from tessera.lab.protocols import generated, leakage, locating, zooming
 from tessera.lab.protocols.tiny import tiny_model
 from tessera.training.dense import object_labels
@@ -123,11 +123,11 @@ def test_what_is_written_first_ranks_first_by_order_and_mismatched_pictures_are_
     assert locating.shown(samples, "own") == samples
 
 
-def test_arms_of_referents_are_taught_as_much() -> None:
+def test_arms_of_referents_are_trained_as_much() -> None:
     from tessera.parts.grounding.griffon import Griffon
 
     protocol, part = small(locating.Referents()), Griffon(Griffon.Config(codec="hundredths"))
-    own, none, shuffled = (protocol._lesson(part, how) for how in ("own", "none", "shuffled"))
+    own, none, shuffled = (protocol._train_data(part, how) for how in ("own", "none", "shuffled"))
     for mine, less, mixed in zip(own, none, shuffled, strict=True):
         assert mine[0].tobytes() == less[0].tobytes() == mixed[0].tobytes()
         assert abs(len(mine[1]) - len(less[1])) <= 2
@@ -158,7 +158,7 @@ def test_far_things_lie_anywhere_and_not_on_the_grid_of_a_search() -> None:
 def test_a_search_that_is_told_the_truth_looks_at_the_thing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def oracle(agent, seer, picture, name):
+    def oracle(agent, interface, picture, name):
         filled = (np.asarray(picture) != np.asarray(glimpses.GROUND)).any(-1)
         rows, columns = np.nonzero(filled)
 
@@ -224,30 +224,30 @@ def test_mislabelled_graphs_keep_boxes_and_relations() -> None:
 
 def test_arms_of_engine_data_share_pictures_and_half_of_the_questions() -> None:
     protocol = small(generated.EngineData(programs=("relation", "count_object")))
-    base, engine, shuffled = (protocol._lesson(how) for how in generated.DATA)
+    base, engine, shuffled = (protocol._train_data(how) for how in generated.DATA)
     assert base[::2] == engine[::2] == shuffled[::2]
     assert all(b[1] != e[1] for b, e in zip(base[1::2], engine[1::2], strict=True))
     assert [q for _, turns in engine for q, _ in turns] == [q for _, turns in shuffled for q, _ in turns]
-    taught_phrases = {q for _, turns in engine[1::2] for q, _ in turns}
+    train_phrases = {q for _, turns in engine[1::2] for q, _ in turns}
     asked = {q for _, turns in protocol._tests()["accuracy"] for q, _ in turns}
-    assert asked and not asked & taught_phrases
+    assert asked and not asked & train_phrases
 
 
 def test_leaked_questions_are_those_of_the_benchmark_and_clean_ones_are_not() -> None:
     protocol = small(leakage.Leaked())
     asked = {q.text for item in protocol._benchmark("val").items() for q in item.questions}
-    leaked, clean = ({q for _, turns in protocol._lesson(data) for q, _ in turns} for data in ("leaked", "clean"))
+    leaked, clean = ({q for _, turns in protocol._train_data(data) for q, _ in turns} for data in ("leaked", "clean"))
     assert leaked == asked and len(clean - asked) > len(clean) * 0.8
-    assert len(protocol._lesson("leaked")) == len(protocol._lesson("clean"))
+    assert len(protocol._train_data("leaked")) == len(protocol._train_data("clean"))
 
 
-def test_lessons_change_the_model_but_not_the_reference_nor_its_encoders(lab: Lab) -> None:
+def test_training_changes_the_model_but_not_the_reference_nor_its_encoders(lab: Lab) -> None:
     model, processor = lab.reference("nano")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     picture = World(split="train", **SMALL)[0].images()[0]
     pool = conversations(model, processor, [(picture, []), (picture, [("Is there a dog?", "yes"), ("Is there a cat?", "no")])])
     assert len(pool.asked) == 1 and len(pool.questions) == 2 and len(pool.seen) == 1
-    first, again = (taught(lab, "nano", pool, seed=0, steps=2, images=1)[0] for _ in range(2))
+    first, again = (trained_on(lab, "nano", pool, seed=0, steps=2, images=1)[0] for _ in range(2))
     changed = {name for name, value in first.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and not any("encoder" in name for name in changed)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())

@@ -1,4 +1,4 @@
-"""Further training of a reference model: what is taught, what arms share, how answers are read; the claims that stand on it."""
+"""Further training of a reference model: what is learned, what arms share, how answers are read; the claims that stand on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tessera.lab.contract.training import SIDE, subject
 from tessera.lab.experiment import Exact, Experiment, Use, Vary
 from tessera.lab.lab import Lab
 from tessera.lab.protocols import further_training
-from tessera.lab.protocols.further_training import FurtherTraining, lessons, teaching, trained
+from tessera.lab.protocols.further_training import FurtherTraining, fine_tuning, train_and_test_data, trained
 from tessera.lab.protocols.programs import Programs
 
 PARTS = [
@@ -104,25 +104,25 @@ def _keep(keys, key, depends, make):
 
 def test_the_seed_is_that_of_the_data_and_arms_share_it(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny
-    taught, _ = lessons(TINY, model, processor, 0)
+    train_data, _ = train_and_test_data(TINY, model, processor, 0)
     seen: list[list[int]] = []
     whole = further.batch
     monkeypatch.setattr(further, "batch", lambda p, pool, images, **o: seen.append(list(images)) or whole(p, pool, images, **o))
     tuning = {"kind": "arcana", "rank_visual": 2, "rank_text": 2, "dropout": 0.0}
     for arm, seed in ((Vary("a"), 0), (Vary("b", tuning=tuning), 0), (Vary("a"), 1)):
-        further.learn(copy.deepcopy(model), processor, teaching(replace(TINY, steps=6), arm), taught, seed)
+        further.learn(copy.deepcopy(model), processor, fine_tuning(replace(TINY, steps=6), arm), train_data, seed)
     first, second, other = seen[:6], seen[6:12], seen[12:]
     assert first == second != other
 
 
 def test_a_tuning_alone_trains_and_encoders_never_do(tiny) -> None:
     model, processor = tiny
-    taught, _ = lessons(TINY, model, processor, 0)
+    train_data, _ = train_and_test_data(TINY, model, processor, 0)
     tuning = {"kind": "arcana", "rank_visual": 2, "rank_text": 2, "dropout": 0.0}
     moved = {}
     for name, arm in (("all", Vary("all")), ("tuning", Vary("tuning", tuning=tuning))):
         other = copy.deepcopy(model)
-        losses = further.learn(other, processor, teaching(replace(TINY, steps=24), arm), taught, 0)
+        losses = further.learn(other, processor, fine_tuning(replace(TINY, steps=24), arm), train_data, 0)
         assert sum(losses[-6:]) < sum(losses[:6])  # batches differ
         after = dict(other.named_parameters())
         moved[name] = {key for key, value in model.named_parameters() if not torch.equal(value, after[key])}
@@ -156,7 +156,7 @@ def test_answers_are_read_as_greedy_decoding_would_give_them(tiny) -> None:
     (first,), (second,) = pool.asked
     assert first[0] == second[0] and first[1] == second[2] and first[2] == second[1]
     other = further.Pool(pool.pixels, pool.seen, [[(first[0], first[1], first[2])]] * 2)
-    how = further.Teaching(steps=60, batch=2, rate=1e-2)
+    how = further.FineTuning(steps=60, batch=2, rate=1e-2)
     further.learn(model, processor, how, further.Pool(other.pixels, other.seen, [[(*first[:2], None)]] * 2), 0)
     assert further.said(model, processor, pool) == [[(True, False)], [(False, True)]]
 
@@ -205,9 +205,9 @@ def test_scales_count_what_any_of_them_answers(tiny) -> None:
     model, processor = tiny
     plug = {"m3": {"factor": 2}}
     protocol = replace(TINY, steps=30, rate=1e-2, tests={"all": ASKED, "half": {**ASKED, "plug": plug}}, scales=("all", "half"))
-    taught, pools = lessons(protocol, model, processor, 0)
+    train_data, pools = train_and_test_data(protocol, model, processor, 0)
     assert pools["all"] is pools["half"]
-    made = trained(protocol, copy.deepcopy(model), processor, teaching(protocol, Vary("x")), 0, taught, pools)
+    made = trained(protocol, copy.deepcopy(model), processor, fine_tuning(protocol, Vary("x")), 0, train_data, pools)
     assert made["fixed scale"] == max(made["all: accuracy"], made["half: accuracy"]) > 0
     assert made["best scale"] >= made["fixed scale"]
 

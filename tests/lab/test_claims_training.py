@@ -15,7 +15,7 @@ from tessera.lab.fit import fit
 from tessera.lab.judge import per_seed
 from tessera.lab.lab import Lab
 from tessera.lab.protocols.long_inputs import LongInputs
-from tessera.lab.protocols.short_training import ShortTraining, built, lessons, trained
+from tessera.lab.protocols.short_training import ShortTraining, built, train_and_test_data, trained
 from tessera.training.plan import OptimConfig
 
 CONNECTORS, COUPLINGS = ("qformer", "tokenpacker", "limber"), ("flamingo", "ep_alm", "eve", "moe_llava", "v2pe")
@@ -108,7 +108,7 @@ def test_a_mixture_begins_as_the_model_before_it(tmp_path: Path) -> None:
     dense = replace(TINY, parts=parts, steps=1, before=6, lr=1e-12, muon_lr=1e-12, tests=("own",))
     still = {"train": ({"coupling": 1.0},)}
     two = Build("two", still, coupling={"kind": "moe_llava", "experts": 2, "balance": 0.0, "capacity": None})
-    seen = lessons(lab, dense, two, 0)
+    seen = train_and_test_data(lab, dense, two, 0)
     same, mixed = (trained(lab, dense, arm, 0, *seen) for arm in (Build("dense", {"train": ({"language_model": 1.0},)}), two))
     assert mixed["loss"] == pytest.approx(same["loss"], abs=1e-5)
 
@@ -123,7 +123,7 @@ def test_shuffled_routers_are_put_back(tmp_path: Path) -> None:
     [router] = [layer.router.weight for layer in model.model.coupling.layers]
     before, during = router.clone(), list[torch.Tensor]()
     handle = model.register_forward_pre_hook(lambda *_: during.append(router.clone()))
-    accuracy(model, processor, lessons(lab, protocol, Build("own"), 0)[1], "shuffled routers", False)
+    accuracy(model, processor, train_and_test_data(lab, protocol, Build("own"), 0)[1], "shuffled routers", False)
     handle.remove()
     assert torch.equal(during[0], before[[2, 0, 1]])
     assert torch.equal(router, before)
@@ -137,12 +137,12 @@ def test_a_remembered_teacher_teaches_the_same(tmp_path: Path, monkeypatch: pyte
     lab = Lab(cache=tmp_path, threads=0)
     eve = {"kind": "eve", "image_size": 32, "patch_size": 4, "width": 16, "heads": 2, "every": 1, "teacher": TOWER}
     protocol = replace(TINY, parts={"coupling": eve}, steps=6, train=({"*": 1.0},), tests=("own",))
-    taught, asked = lessons(lab, protocol, Build("own"), 0)
-    first = trained(lab, protocol, Build("own"), 0, taught, asked)
-    assert taught.memory
-    again = trained(lab, protocol, Build("own"), 0, taught, asked)
+    train_data, asked = train_and_test_data(lab, protocol, Build("own"), 0)
+    first = trained(lab, protocol, Build("own"), 0, train_data, asked)
+    assert train_data.memory
+    again = trained(lab, protocol, Build("own"), 0, train_data, asked)
     monkeypatch.setattr(scenes, "remembered", lambda *_: nullcontext())
-    without = trained(lab, protocol, Build("own"), 0, taught, asked)
+    without = trained(lab, protocol, Build("own"), 0, train_data, asked)
     assert first["loss"] == pytest.approx(without["loss"], abs=1e-5)
     assert again == first
 
@@ -217,7 +217,9 @@ def test_outcomes_depend_on_the_parts_that_the_protocol_builds_with(tmp_path: Pa
 def test_scenes_are_a_seeds_own(tmp_path: Path) -> None:
     """What is learned and what is asked differ from seed to seed, or an interval over seeds says nothing of other scenes."""
     lab = Lab(cache=tmp_path, threads=0)
-    for first, second in zip(lessons(lab, TINY, Build("own"), 0), lessons(lab, TINY, Build("own"), 1), strict=True):
+    for first, second in zip(
+        train_and_test_data(lab, TINY, Build("own"), 0), train_and_test_data(lab, TINY, Build("own"), 1), strict=True
+    ):
         assert not torch.equal(first.seen[0], second.seen[0])
         assert first.questions != second.questions
 
@@ -249,7 +251,7 @@ def test_coarse_regions_take_from_packing_what_pooling_never_had(tmp_path: Path)
 
     def outcome(inject: bool, **settings: int) -> dict[str, float]:
         arm = Build("x", settings, connector={**few, "inject": inject})
-        return trained(lab, protocol, arm, 0, *lessons(lab, protocol, arm, 0))
+        return trained(lab, protocol, arm, 0, *train_and_test_data(lab, protocol, arm, 0))
 
     assert outcome(False, coarse=3) == outcome(False)
     assert outcome(True, coarse=3)["loss"] != outcome(True)["loss"]

@@ -76,7 +76,7 @@ def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> No
 
 
 def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bare model, what is plugged into it and what stands around it; a second time from disk."""
+    """The plain model, what is plugged into it and what stands around it; a second time from disk."""
     from tessera.evaluation import harness
     from tessera.hosts.host_generate import HostGenerator
 
@@ -98,7 +98,7 @@ def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkey
     asked.clear()
     for budget in (0.5, 0.5, 0.25):
         compare(Lab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
-    assert asked == [("HostGenerator", SIDE)] * 3, "the bare model, and random once for each budget"
+    assert asked == [("HostGenerator", SIDE)] * 3, "the plain model, and random once for each budget"
 
 
 def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,14 +31,14 @@ def verified(wing: Wing, *claims: str) -> list[Entry]:
 
 def test_all_claims_run_and_are_written(wing: Wing) -> None:
     wing.part("toy", EXACT, EFFECT, COST)
-    heard: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
 
     def on_claim(claim: object, entry: Entry | None) -> None:
-        heard.append((claim.id, "begins" if entry is None else entry.verdict))  # type: ignore[attr-defined]
+        calls.append((claim.id, "begins" if entry is None else entry.verdict))  # type: ignore[attr-defined]
 
     entries = verify(SOCKET, "toy", claims_of(SOCKET, "toy"), wing.lab(), on_claim)
     said = [("is_one", "holds"), ("helps", "supported"), ("saves", "holds")]
-    assert heard == [pair for name, verdict in said for pair in ((name, "begins"), (name, verdict))]
+    assert calls == [pair for name, verdict in said for pair in ((name, "begins"), (name, verdict))]
     exact, effect, cost = entries
     assert exact.measured == {"difference": 0.333333} and exact.checks == {"equal": True}
     assert effect.primary is not None and effect.primary.low > 0 and (effect.units, effect.looks) == (60, 1)

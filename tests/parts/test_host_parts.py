@@ -12,7 +12,7 @@ import torch
 from tessera import registry
 from tessera.config import build, field_types
 from tessera.errors import UserError
-from tessera.hosts.anatomy import CAPABILITIES
+from tessera.hosts.architecture import CAPABILITIES
 from tessera.hosts.part import HostPart
 from tessera.hosts.plug import plug
 from tessera.hosts.tiny_configs import LAYERS

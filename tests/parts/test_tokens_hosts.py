@@ -81,7 +81,7 @@ def scores_of_tower(name: str, images: tuple[int, ...], kind: str) -> Tensor:
         seen: Tensor
 
         def tower_taps(self, host: Host) -> Any:
-            return {host.anatomy.feature_block: kind}
+            return {host.architecture.feature_block: kind}
 
         def select(self, view: LayerView) -> Selection | None:
             if view.layer == 0:
@@ -249,7 +249,7 @@ def test_globalcom2_asks_the_towers_last_block_and_is_refused_without_tiles() ->
         model(**inputs(name, images))
     undo.remove()
     with run(name, "globalcom2", images, keep=0.4) as (host, sequence, _):
-        family = host.anatomy.family
+        family = host.architecture.family
         score = family.token_scores(model, caught[:1], sequence.images.inputs)
         expected = compressed(score, raster(host._captures.layouts(sequence)), 0.4, 10.0)
         visual = sequence.visual.nonzero()[expected].tolist()

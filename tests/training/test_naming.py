@@ -106,7 +106,7 @@ def test_blind_training_has_no_names(processor: SimpleNamespace) -> None:
 
 
 def test_some_things_are_told_by_their_look(processor: SimpleNamespace) -> None:
-    looking, world = TokenNames(processor, 0.25, looks=0.5), World(WorldConfig(kinds={"scene": 1.0}))
+    looking, world = TokenNames(processor, 0.25, attributes=0.5), World(WorldConfig(kinds={"scene": 1.0}))
     told: dict[str, int] = {}
     for index in range(40):
         sample = world.sample(index, "scene")
@@ -115,9 +115,9 @@ def test_some_things_are_told_by_their_look(processor: SimpleNamespace) -> None:
             continue
         found = set(looking.words(scene, sample.drawings(owner=True)[0], sample.rng("naming")).tolist()) - {-1}
         said = {processor.tokenizer.convert_ids_to_tokens(i) for i in found}
-        looks = {t.tint for t in scene.things} | {STYLES[t.style] for t in scene.things}
+        attributes = {t.tint for t in scene.things} | {STYLES[t.style] for t in scene.things}
         kinds = {concepts()[t.concept].category.split()[0] for t in scene.things}
-        assert said <= looks | kinds | {concepts()[t.concept].name.split()[0] for t in scene.things}
+        assert said <= attributes | kinds | {concepts()[t.concept].name.split()[0] for t in scene.things}
         for word in said:
             kind = "style" if word in STYLES else "tint" if word in TINTS else "kind" if word in kinds else "name"
             told[kind] = told.get(kind, 0) + 1
@@ -125,7 +125,7 @@ def test_some_things_are_told_by_their_look(processor: SimpleNamespace) -> None:
 
 
 def test_some_signs_are_told_by_their_colour(processor: SimpleNamespace) -> None:
-    looking, world = TokenNames(processor, 0.25, looks=0.5), World(WorldConfig(kinds={"text": 1.0}, things=(1, 4)))
+    looking, world = TokenNames(processor, 0.25, attributes=0.5), World(WorldConfig(kinds={"text": 1.0}, things=(1, 4)))
     coloured = spelt = 0
     for index in range(40):
         sample = world.sample(index, "text")

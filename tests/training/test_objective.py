@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tessera.config import config, set_path
 from tessera.errors import TesseraError, UserError
 from tessera.models import reference
-from tessera.training.objective import Frozen, Loss, Objective, Subject, bare, encoded, objective_named, tuning_named
+from tessera.training.objective import Frozen, Loss, Objective, Subject, encoded, objective_named, tuning_named, unwrapped
 from tessera.training.plan import Stage, TrainConfig
 from tessera.training.run import run
 from tessera.training.trainer import Trainer
@@ -67,7 +67,7 @@ def test_an_objective_trains_with_its_head_and_logs_its_numbers(tmp_path: Path) 
     assert [r["words"] for r in found] == pytest.approx([2.0] * 4)
     assert all(0 < r["pull"] < r["loss"] for r in found)
     assert set(made.sockets()) == {"encoders.0", "connector", "language_model", "objective"}
-    assert bare(made) is made.model and bare(made.model) is made.model
+    assert unwrapped(made) is made.model and unwrapped(made.model) is made.model
 
 
 def _compared(first: nn.Module, second: nn.Module) -> tuple[list[str], list[Tensor], list[Tensor]]:

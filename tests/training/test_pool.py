@@ -162,9 +162,9 @@ def test_a_finished_run_reads_nothing(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_stages_with_the_same_worlds_share_their_scenes(monkeypatch: Any) -> None:
-    from tessera.recipes.recipe import Lesson
+    from tessera.recipes.recipe import StageData
 
-    found = pooled(lessons={"b": Lesson(questions=ALONE), "c": Lesson(scenes=5)})
+    found = pooled(lessons={"b": StageData(questions=ALONE), "c": StageData(scenes=5)})
     found.training.stages = [Stage(name=name, steps=1, train={"*": 1.0, "encoders.*": 0.0}) for name in "abc"]
     model, processor = build(found)
     read: list[int] = []

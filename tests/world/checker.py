@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.world import checker_looks, checker_ops, checker_text_time
+from tests.world import checker_attributes, checker_ops, checker_text_time
 from tests.world.checker_ops import Verdict
 from tests.world.measured import EPS, Facts, Shown, Unclear, cells_of, overlap
 
@@ -17,7 +17,7 @@ from tessera.world.concepts import concepts
 from tessera.world.scene import Question
 from tessera.world.text import SIGN_COLOURS
 
-OPS = {**checker_ops.OPS, **checker_looks.OPS, **checker_text_time.OPS}
+OPS = {**checker_ops.OPS, **checker_attributes.OPS, **checker_text_time.OPS}
 SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 

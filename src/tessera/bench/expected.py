@@ -62,8 +62,8 @@ def _training(recipe: Recipe, model: Any, processor: Any) -> tuple[float, float]
 
     steps = [stage.steps for stage in recipe.training.stages]
     scenes = _scenes(recipe)
-    for lesson in recipe.lessons.values():
-        lesson.scenes = lesson.scenes and CHUNK
+    for stage_data in recipe.lessons.values():
+        stage_data.scenes = stage_data.scenes and CHUNK
     recipe.scenes = recipe.scenes and CHUNK
     for stage in recipe.training.stages:
         stage.steps = STEPS
@@ -93,9 +93,9 @@ def _scenes(recipe: Recipe) -> int:
     """Scenes that the recipe reads before its first step; stages with the same worlds share theirs."""
     stages = [recipe.lessons.get(stage.name) for stage in recipe.training.stages]
     pools: dict[str, int] = {}
-    for lesson in stages:
-        scenes = recipe.scenes if lesson is None or lesson.scenes is None else lesson.scenes
-        worlds = (lesson and lesson.worlds) or recipe.worlds
+    for stage_data in stages:
+        scenes = recipe.scenes if stage_data is None or stage_data.scenes is None else stage_data.scenes
+        worlds = (stage_data and stage_data.worlds) or recipe.worlds
         pools[str((scenes, to_dict(worlds)))] = scenes
     return sum(pools.values())
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHARE = 0.8
 """Of what the FLOP ratio promises, the measured ratio should be at least this share."""
 OVERHEAD = 1.05
-"""With identity settings a prefill should take at most this many times as long as the bare one."""
+"""With identity settings a prefill should take at most this many times as long as the plain one."""
 PARTS: Mapping[str, dict[str, Any]] = {"pyramiddrop": {}, "fopru": {"keep": 0.25}, "aim": {}}
 """What is measured, with its options."""
 
@@ -46,7 +46,7 @@ class Shape:
 
 @dataclass(slots=True, kw_only=True)
 class Case:
-    """One part. Ratios are the bare host's over the plugged one's; both read one image and one prompt, pixels to first logits.
+    """One part. Ratios are the plain host's over the plugged one's; both read one image and one prompt, pixels to first logits.
 
     tokens: entering each decoder layer; promised: the ratio of counted FLOPs (matrix products, convolutions, attention, the
     part's own ones included); measured: that of seconds, round by round; share: measured over promised; reached: whether it
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class Idle:
-    """One part with its identity setting. overhead: seconds over the bare host's; reached: whether it is at most `OVERHEAD`."""
+    """One part with its identity setting. overhead: seconds over the plain host's; reached: whether it is at most `OVERHEAD`."""
 
     part: str
     options: dict[str, Any]
@@ -95,7 +95,7 @@ class TokenSpeed:
 
 
 def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
-    """Times the bare host, each part and each part's identity in turns, in one process, on modules that share their weights."""
+    """Times the plain host, each part and each part's identity in turns, in one process, on modules that share their weights."""
     import torch
 
     from tessera.evaluation import provenance
@@ -104,7 +104,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
     model = host(shape)
     prompt = inputs(shape)
     with ExitStack() as stack, torch.inference_mode():
-        sides: dict[str, Callable[[], Any]] = {"bare": _side(model, prompt)}
+        sides: dict[str, Callable[[], Any]] = {"plain": _side(model, prompt)}
         tokens, idle = {}, {}
         for name, options in PARTS.items():
             plugged = _plugged(stack, model, name, options)
@@ -117,7 +117,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
         taken = interleaved(sides, rounds)
     cases = []
     for name, options in PARTS.items():
-        promised, measured = flops["bare"] / flops[name], _ratio(taken["bare"], taken[name])
+        promised, measured = flops["plain"] / flops[name], _ratio(taken["plain"], taken[name])
         cases.append(
             Case(
                 part=name,
@@ -133,14 +133,14 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
         )
     idles = []
     for name, options in idle.items():
-        overhead = _ratio(taken[f"{name}, idle"], taken["bare"])
+        overhead = _ratio(taken[f"{name}, idle"], taken["plain"])
         idles.append(Idle(part=name, options=options, overhead=overhead, reached=overhead.median <= OVERHEAD))
     return TokenSpeed(
         shape=shape,
         parameters=provenance.parameter_count(model),
         visual_tokens=shape.patches**2,
-        gflops=round(flops["bare"] / 1e9, 2),
-        seconds=median(taken["bare"]),
+        gflops=round(flops["plain"] / 1e9, 2),
+        seconds=median(taken["plain"]),
         rounds=rounds,
         cases=cases,
         idle=idles,
@@ -248,15 +248,15 @@ def _table(found: TokenSpeed) -> Table:
     table = Table(
         title=f"{shape.layers} layers of width {shape.width}, {found.visual_tokens} visual tokens, {shape.text_tokens} of text, "
         f"{found.threads} thread(s), {found.rounds} rounds",
-        caption=f"Ratios of the bare host's prefill to the plugged one's, from pixels; at least {SHARE:.0%} of the promised one "
-        f"is wanted, and at most {OVERHEAD:g} times the bare time when nothing is dropped (idle).",
+        caption=f"Ratios of the plain host's prefill to the plugged one's, from pixels; at least {SHARE:.0%} of the promised one "
+        f"is wanted, and at most {OVERHEAD:g} times the plain time when nothing is dropped (idle).",
         title_justify="left",
         caption_justify="left",
         box=None,
     )
     for name in ("part", "GFLOP", "ms", "promised", "measured", "from", "to", "share", "idle"):
         table.add_column(name, justify="left" if name == "part" else "right")
-    table.add_row("(bare)", f"{found.gflops:.1f}", f"{found.seconds * 1e3:.0f}")
+    table.add_row("(plain)", f"{found.gflops:.1f}", f"{found.seconds * 1e3:.0f}")
     for case, idle in zip(found.cases, found.idle, strict=True):
         table.add_row(
             case.part,

@@ -15,7 +15,7 @@ from tessera.cli.common import JsonOption, emit, note, progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tessera.data.check import Finding, Report
+    from tessera.data.check import CheckResult, Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -44,7 +44,7 @@ def check(
     with _patient_bar() as on_progress:
         report = check(path, images, max_tokens=max_tokens, on_progress=on_progress)
     emit(report, as_json, _render)
-    missing = report.finding("missing image").count
+    missing = report.result("missing image").count
     if missing and missing == report.images and not as_json:
         note(f"no image was found in {report.images_folder}: name their folder with --images.")
     if not report.ok:
@@ -77,12 +77,12 @@ def _render(report: Report) -> RenderableType:
     table.add_column("check", no_wrap=True)
     table.add_column("found", justify="right", no_wrap=True)
     table.add_column("first cases", overflow="fold")
-    for finding in report.findings:
-        style = {"error": "red", "warning": "yellow"}[finding.level] if finding.count else "dim"
-        count = f"{finding.count:,}" if finding.count else "none"
-        if finding.kind == "over-long" and report.limit is None:
+    for result in report.findings:
+        style = {"error": "red", "warning": "yellow"}[result.level] if result.count else "dim"
+        count = f"{result.count:,}" if result.count else "none"
+        if result.kind == "over-long" and report.limit is None:
             count = "no limit"
-        table.add_row(Text(finding.kind, style), Text(count, style), Text("\n".join(_cases(finding))))
+        table.add_row(Text(result.kind, style), Text(count, style), Text("\n".join(_cases(result))))
     parts += [Text(), table]
     seen = {label: count for label, count in report.sizes.items() if count}
     if seen:
@@ -108,8 +108,8 @@ def _summary(report: Report) -> Iterator[str]:
     yield f"{report.mean:.1f} {report.unit} per row, {report.longest:,} in the longest"
 
 
-def _cases(finding: Finding) -> Iterator[str]:
-    for example in finding.examples:
+def _cases(result: CheckResult) -> Iterator[str]:
+    for example in result.examples:
         yield f"{example.where}: {example.message}"
-    if finding.count > len(finding.examples) > 0:
-        yield f"... and {finding.count - len(finding.examples):,} more"
+    if result.count > len(result.examples) > 0:
+        yield f"... and {result.count - len(result.examples):,} more"

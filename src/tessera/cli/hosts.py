@@ -55,7 +55,7 @@ def families_table(rows: list[FamilyRow]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    from tessera.hosts.anatomy import CAPABILITIES
+    from tessera.hosts.architecture import CAPABILITIES
 
     meanings = "\n".join(f"{name}: {meaning}" for name, meaning in CAPABILITIES.items())
     table = Table(caption=meanings, caption_justify="left", box=None, padding=(0, 1, 0, 0))

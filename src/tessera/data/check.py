@@ -54,7 +54,7 @@ class Example:
 
 
 @dataclass(slots=True)
-class Finding:
+class CheckResult:
     """How often a kind of problem was found, with the first cases."""
 
     kind: str
@@ -91,12 +91,12 @@ class Report:
     """(width, height) of the images with the fewest and the most pixels."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Readable images by the longer side in pixels: "<= 64", "<= 128", ..., "> 4096"."""
-    findings: list[Finding] = field(default_factory=lambda: [Finding(k, level) for k, level in KINDS.items()])
+    findings: list[CheckResult] = field(default_factory=lambda: [CheckResult(k, level) for k, level in KINDS.items()])
     ok: bool = True
     """Whether there is no error."""
 
-    def finding(self, kind: str) -> Finding:
-        """The finding of a kind (a key of `KINDS`)."""
+    def result(self, kind: str) -> CheckResult:
+        """The result of a kind (a key of `KINDS`)."""
         return next(f for f in self.findings if f.kind == kind)
 
 
@@ -147,11 +147,11 @@ def check(
                 report.rows += 1
                 report.good_rows += not any(KINDS[p.kind] == "error" for p in problems)
                 for problem in problems:
-                    report.finding(problem.kind).add(reader.where(index), problem.message)
+                    report.result(problem.kind).add(reader.where(index), problem.message)
             if on_progress is not None:
                 on_progress(report.rows, len(reader))
     for first, again in _duplicates(digests):
-        report.finding("duplicate row").add(reader.where(again), f"the same as {reader.where(first)}")
+        report.result("duplicate row").add(reader.where(again), f"the same as {reader.where(first)}")
     labels = [*(f"<= {border}" for border in _BORDERS), f"> {_BORDERS[-1]}"]
     report.sizes = {label: sizes[label] for label in labels}
     report.mean = total / max(1, report.rows)

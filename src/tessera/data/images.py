@@ -1,6 +1,6 @@
 """Safe decoding: whatever the bytes are, an upright RGB image or a `UserError` with a sentence.
 
-Files are data from strangers. The container is recognised by its content, never by its name; the size is read
+Files are untrusted. The container is recognised by its content, never by its name; the size is read
 from the header and refused before a pixel is decoded; what a small file could make a decoder do for minutes
 (endless JPEG scans, millions of animation frames, compressed text chunks) is refused as well. Nothing global
 in Pillow is changed, and no warning of a decoder reaches the caller.
@@ -410,7 +410,7 @@ def _spread(n: int, total: int) -> list[int]:
 def _orientation(exif: Any) -> int:
     """The orientation tag (1..8) of a raw EXIF block; 1 if there is none or the block is damaged.
 
-    Read here, for one tag, because a general EXIF parser follows every offset that a stranger wrote.
+    Read here, for one tag, because a general EXIF parser follows every offset in an untrusted file.
     """
     if not isinstance(exif, bytes):
         return 1

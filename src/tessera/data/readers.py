@@ -4,7 +4,7 @@
 folder that holds one of these. Besides an index (some bytes per row, or per row group) nothing stays in
 memory.
 
-Rows come from strangers. A bad row raises `BadRow`, iteration skips and counts it. Paths in rows must lie
+Rows are untrusted. A bad row raises `BadRow`, iteration skips and counts it. Paths in rows must lie
 inside the image folder: `..`, absolute paths to elsewhere, links that lead out, and addresses make a row bad.
 """
 

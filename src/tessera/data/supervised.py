@@ -188,7 +188,7 @@ class SupervisedData:
         return isinstance(template, str) and re.search(r"{%-?\s*generation\b", template) is not None
 
     def _marked(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
-        """The whole conversation, and which of its tokens are the assistant's, as the template marks them."""
+        """The full conversation, and which of its tokens are the assistant's, as the template marks them."""
         try:
             whole = self._apply(messages, return_assistant_tokens_mask=True)
             return whole, _row(whole["assistant_masks"]).bool()
@@ -196,7 +196,7 @@ class SupervisedData:
             return self._compared(messages)
 
     def _compared(self, messages: list[dict[str, Any]]) -> tuple[dict[str, Any], Tensor]:
-        """The whole conversation, and which of its tokens are the assistant's, found by comparing it with its
+        """The full conversation, and which of its tokens are the assistant's, found by comparing it with its
         beginnings.
         """
         whole = self._apply(messages)

@@ -190,7 +190,7 @@ def _shares(entries: Sequence[_Scored], key: Callable[[Question], str]) -> dict[
 
 
 def _examples(entries: Sequence[_Scored], name: str, config: EvaluationConfig) -> list[Example]:
-    """At most `config.examples` right and as many wrong answers, drawn by lot."""
+    """At most `config.examples` right and as many wrong answers, drawn at random."""
     rng = Rng("examples", config.seed, name)
     chosen = []
     for right in (True, False):

@@ -11,7 +11,7 @@ from tessera.evaluation.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class ProbeResult:
     """What a probe found.
 
     numbers      name -> value with its 95 % interval
@@ -28,5 +28,5 @@ class Probe(ABC):
     """A part of socket `probes`. It leaves the model as it was."""
 
     @abstractmethod
-    def run(self, model: Any, processor: Any) -> Findings:
-        """Looks at `model`. Raises `UserError`, saying what is missing, for a model that cannot be looked at so."""
+    def run(self, model: Any, processor: Any) -> ProbeResult:
+        """Probes `model`. Raises `UserError`, saying what is missing, for a model that cannot be probed."""

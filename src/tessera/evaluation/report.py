@@ -177,7 +177,7 @@ def _examples(result: Result) -> str:
     if not groups:
         return ""
     hint = (
-        "Drawn by lot from the scenes that it was measured on, in more pixels than it saw. "
+        "Drawn at random from the scenes that it was measured on, in more pixels than it saw. "
         "In questions about boxes the solid line is the true box, the dashed one the answer."
     )
     return f'<section><h2>What it says</h2><p class="hint">{hint}</p>{"".join(groups)}</section>'

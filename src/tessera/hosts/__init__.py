@@ -1,1 +1,1 @@
-"""Models as their users meet them: generation that reads the images once and answers many questions."""
+"""Vision-language models with parts plugged in, and generation that reads images once for many questions."""

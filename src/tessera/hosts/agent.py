@@ -1,4 +1,4 @@
-"""What an agent asks of a vision-language model, and any model with a session in that role.
+"""What an agent asks of a vision-language model, and models with a session that offer it.
 
 An agent works around a model it knows nothing of: it shows images, asks for text, for the probability of a yes, and for how
 unlikely given answers are.
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tessera.hosts.session import Session
 
 
-class Seer(Protocol):
-    """A model as agents see it.
+class ModelInterface(Protocol):
+    """The interface of a model that agents work with.
 
     size  pixels of the longer side of an image as the model's vision tower reads it
     """
@@ -44,7 +44,7 @@ class Seer(Protocol):
         ...
 
 
-class SessionSeer:
+class SessionModel:
     """A model with a session (`tessera.hosts.session.open_session`): Tessera's own or any of transformers.
 
     calls  how often the model has been run or asked
@@ -70,18 +70,18 @@ class SessionSeer:
         self.yes_and_no = [ids[0][0], ids[1][0]]
 
     def ask(self, images: Sequence[Image.Image], question: str) -> str:
-        """See `Seer`."""
+        """See `ModelInterface`."""
         self.calls += 1
         self.session.show(images)
-        return self.session.ask(question, self.max_new_tokens, _unheard).text
+        return self.session.ask(question, self.max_new_tokens, _ignored).text
 
     def yes(self, images: Sequence[Image.Image], question: str) -> float:
-        """See `Seer`."""
+        """See `ModelInterface`."""
         logits = self._logits(self._inputs(images, question))[-1, self.yes_and_no]
         return float(logits.float().softmax(-1)[0])
 
     def losses(self, images: Sequence[Image.Image], question: str, answers: Sequence[str]) -> list[float]:
-        """See `Seer`."""
+        """See `ModelInterface`."""
         inputs = self._inputs(images, question)
         found = []
         for answer in answers:
@@ -136,5 +136,5 @@ def _with(inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]:
     return {**inputs, **{name: torch.cat([inputs[name], more.to(inputs[name].dtype)], 1) for name, more in longer.items()}}
 
 
-def _unheard(piece: str) -> None:
-    """Nobody listens to the answer while it is made."""
+def _ignored(piece: str) -> None:
+    """Nothing is done with the pieces of an answer."""

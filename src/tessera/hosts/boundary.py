@@ -1,6 +1,6 @@
-"""One boundary between decoder layers: parts are asked, tokens are dropped or merged, and what was decided is noted down.
+"""One boundary between decoder layers: parts are asked, tokens are dropped or merged, and the decisions are recorded.
 
-Legend: B rows, S logical tokens, K physical tokens at a layer, K' those that go on, E width.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer, K' those that go on, E width.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Pass:
 class Boundary:
     """The tokens that enter decoder layer `layer`: `stage` and their states `hidden` [B, K, E] change as parts act.
 
-    kwargs   what the host passes to the layer, logical coordinates
+    kwargs   what the host passes to the layer, in full indices
     """
 
     host: Host
@@ -138,9 +138,9 @@ class Boundary:
         narrowed = narrow(sequence, stage, keep, positions)
         if narrowed is None and merged is None:
             return None
-        logical = torch.zeros_like(sequence.visual).scatter(1, stage.index, keep)
+        full_length = torch.zeros_like(sequence.visual).scatter(1, stage.index, keep)
         payload = None if merged is None else merged.detach()
-        sequence.plan.setdefault(self.layer, []).append(Decision(logical, positions, payload))
+        sequence.plan.setdefault(self.layer, []).append(Decision(full_length, positions, payload))
         self.hidden = self.hidden if merged is None else merged
         if narrowed is None:
             return (None,)
@@ -175,7 +175,7 @@ def narrow(sequence: Sequence, stage: Stage, keep: Tensor, positions: Positions)
             visual=sequence.visual.gather(1, index) & present,
             real=real,
             query=(index <= sequence.query[:, None]).sum(1) - 1,
-            whole=False,
+            full=False,
             ragged=not bool(present.all()),
             shift=shift,
         ),

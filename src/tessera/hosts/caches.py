@@ -1,7 +1,7 @@
-"""Key-value caches that report logical lengths while they store physical tokens.
+"""Key-value caches that report the full length while they store the tokens that are left after pruning.
 
-Masks, positions and `generate` ask a cache how long it is; they must hear the length of the whole prompt. The gap between the two
-is a constant per layer, so that cropping, static tensors and compiled steps work as they did.
+Masks, positions and `generate` ask a cache how long it is; they must be told the length of the full prompt. The gap between
+the two is a constant per layer, so that cropping, static tensors and compiled steps work as they did.
 
 Legend: B rows.
 """
@@ -17,8 +17,8 @@ from tessera.errors import UserError
 from tessera.hosts.sequence import Sequence
 
 
-class LogicalCache:
-    """Mixed into the class of a live cache: lengths in logical coordinates, storage in physical ones."""
+class FullLengthCache:
+    """Mixed into the class of a live cache: lengths in full indices, storage in pruned ones."""
 
     tessera_sequence: Sequence | None = None
     layers: list[Any]
@@ -44,11 +44,11 @@ class LogicalCache:
         return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> Any:
-        """Logical length, as the bare cache would say."""
+        """Full length, as the plain cache would say."""
         return super().get_seq_length(layer_idx, *args, **kwargs) + self._gap(layer_idx)  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Logical length and offset of the keys."""
+        """Full length and offset of the keys."""
         self._refuse_outside()
         inherited = super().get_mask_sizes  # type: ignore[misc]
         gap = self._gap(layer_idx)
@@ -102,28 +102,28 @@ class LogicalCache:
 
 
 @functools.cache
-def logical_class(kind: Any) -> Any:
-    """The class of caches of `kind` that report logical lengths."""
-    return type(f"Logical{kind.__name__}", (LogicalCache, kind), {"__doc__": kind.__doc__})
+def full_length_class(kind: Any) -> Any:
+    """The class of caches of `kind` that report full lengths."""
+    return type(f"FullLength{kind.__name__}", (FullLengthCache, kind), {"__doc__": kind.__doc__})
 
 
 def sequence_of(cache: Any) -> Sequence | None:
-    """The sequence that rides on a cache, if there is one."""
+    """The sequence that is attached to a cache, if there is one."""
     return getattr(cache, "tessera_sequence", None)
 
 
-def ride(cache: Any, sequence: Sequence) -> None:
+def attach_sequence(cache: Any, sequence: Sequence) -> None:
     """Puts a sequence on a cache."""
-    if not isinstance(cache, LogicalCache):
+    if not isinstance(cache, FullLengthCache):
         kind: Any = type(cache)
-        cache.__class__ = logical_class(kind)
+        cache.__class__ = full_length_class(kind)
     cache.tessera_sequence = sequence
 
 
-def unride(cache: Any) -> None:
+def detach_sequence(cache: Any) -> None:
     """Gives a cache its own class back, unless its sequence dropped something that it must go on knowing about."""
     sequence = sequence_of(cache)
-    if isinstance(cache, LogicalCache) and (sequence is None or not sequence.dropped):
+    if isinstance(cache, FullLengthCache) and (sequence is None or not sequence.dropped):
         cache.__dict__.pop("tessera_sequence", None)
         cache.__class__ = type(cache).__mro__[2]
 

@@ -3,7 +3,7 @@
 Tiny random models, a batch of two rows padded on the left with one image each, or as many as the part needs. For each
 family and part:
 
-- with the part's identity setting the host is bit-identical to the bare model: logits of a forward, logits and greedy tokens of
+- with the part's identity setting the host is bit-identical to the plain model: logits of a forward, logits and greedy tokens of
   a generation with cache and without;
 - with the part's example setting, where that drops tokens, a cached generation equals one that computes everything again at
   every step with the same decisions;
@@ -24,7 +24,7 @@ from tessera import registry
 from tessera.config import build
 from tessera.errors import UserError, unknown
 from tessera.hosts import zoo
-from tessera.hosts.anatomy import Anatomy, anatomy
+from tessera.hosts.architecture import Architecture, architecture
 from tessera.hosts.part import HostPart
 from tessera.hosts.plug import Host, plug
 from tessera.hosts.tiny_configs import IMAGE, LAYERS, RECIPES, VIDEO
@@ -89,7 +89,7 @@ class FamilyRow:
 
 def list_families(names: Sequence[str] = ()) -> list[FamilyRow]:
     """Families and what they offer, from their tiny models. Raises `UserError` for an unknown name."""
-    from tessera.hosts.anatomy import families
+    from tessera.hosts.architecture import families
 
     adapters = families()
     rows = []
@@ -97,7 +97,7 @@ def list_families(names: Sequence[str] = ()) -> list[FamilyRow]:
         kind = RECIPES[name].model_type
         title = adapters[kind].title + {"pixtral": " (Pixtral)", "instructblip_opt": " (OPT)"}.get(name, "")
         try:
-            offers = sorted(anatomy(zoo.tiny(name).model).capabilities)
+            offers = sorted(architecture(zoo.tiny(name).model).capabilities)
             rows.append(FamilyRow(name, title, kind, offers))
         except ModuleNotFoundError as error:
             rows.append(FamilyRow(name, title, kind, None, f"needs the package {error.name!r}"))
@@ -123,21 +123,21 @@ def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Pro
     cells: list[Cell] = []
     total = len(chosen_families) * len(chosen_parts)
     for family in chosen_families:
-        benches: dict[int, Bench] = {}
+        fixtures: dict[int, FamilyFixture] = {}
         for name in chosen_parts:
             if progress is not None:
                 progress(len(cells), total, f"{family} x {name}")
             socket, target = known[name]
             try:
-                bench = benches.get(target.images) or benches.setdefault(target.images, Bench(family, target.images))
-                cell = bench.cell(name, socket, target)
+                fixture = fixtures.get(target.images) or fixtures.setdefault(target.images, FamilyFixture(family, target.images))
+                cell = fixture.cell(name, socket, target)
             except UserError as error:
                 cell = Cell(family, name, socket, "refused", str(error))
             except ModuleNotFoundError as error:
                 reason = f"{family} needs the package {error.name!r}, which is not installed"
                 cell = Cell(family, name, socket, "refused", reason)
             if cell.state == "false":  # nobody knows what it left behind
-                benches.pop(target.images, None)
+                fixtures.pop(target.images, None)
             cells.append(cell)
     tokens = {f: {c.state for c in cells if c.family == f and c.socket == "tokens"} for f in chosen_families}
     return Checked(
@@ -180,8 +180,8 @@ class Said:
         return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("tokens", "logits", "scores"))
 
 
-class Bench:
-    """A tiny model of a family with what it does bare."""
+class FamilyFixture:
+    """A tiny model of a family with what it does without parts."""
 
     def __init__(self, family: str, images: int = 1) -> None:
         """images: how many each of the two rows has. Raises `UserError` where the family takes fewer."""
@@ -191,14 +191,14 @@ class Bench:
         self.tiny = zoo.tiny(family)
         self.model: Any = self.tiny.model
         self.inputs = self.tiny.inputs((images, images))
-        self.anatomy: Anatomy = anatomy(self.model)
+        self.architecture: Architecture = architecture(self.model)
         self.logits = self.forward()
         self.cached = self.generate(True)
         before = fingerprint(self.model)  # behind the first forward, in which transformers puts in hooks of its own
         self.uncached = self.generate(False)
         after = fingerprint(self.model)
         self.state = {key: value for key, value in after.items() if before.get(key) == value}
-        self.changing = after.keys() - self.state.keys()  # what a bare run changes too, such as Qwen's rope_deltas
+        self.changing = after.keys() - self.state.keys()  # what a plain run changes too, such as Qwen's rope_deltas
 
     @torch.no_grad()
     def forward(self) -> Tensor:

@@ -68,7 +68,7 @@ def pixels_of_tokens(host: Host, images: Any) -> list[Tensor]:
     if images is None:
         raise UserError("the images of this prompt were not encoded inside the context: give pixels, not features.")
     pixels = images.inputs.get("pixel_values")
-    layouts = host.anatomy.family.layouts(host.model, images.inputs)
+    layouts = host.architecture.family.layouts(host.model, images.inputs)
     whole = all(len(own.blocks) == 1 and own.blocks[0].rows * own.blocks[0].columns == own.tokens for own in layouts)
     if isinstance(pixels, Tensor) and whole:
         if pixels.dim() == 4 and len(pixels) == len(layouts):

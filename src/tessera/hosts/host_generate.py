@@ -20,7 +20,7 @@ import torch
 from tessera.errors import UserError
 from tessera.hosts.asking import Asking, Message
 from tessera.hosts.generate import BUFFER_BYTES, SIDE_BY_SIDE, Answer
-from tessera.hosts.prefixes import Head, agrees, go_on, questions, ragged, read, whole, why_not
+from tessera.hosts.prefixes import Head, agrees, full_prompt, go_on, questions, ragged, read, why_not
 from tessera.hosts.request import Request
 from tessera.hosts.route import Route
 from tessera.hosts.sampling import GREEDY, Sampling
@@ -129,7 +129,7 @@ class HostGenerator:
                 prefixes = [HostPrefix(list(rows[number][0])) for number in portion]
                 texts = [self._texts(p, rows[number][1])[0] for p, number in zip(prefixes, portion, strict=True)]
                 inputs = self.asking.inputs(texts, [p.images for p in prefixes])
-                request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
+                request, steps = full_prompt(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
                 found: list[Answer] = []
                 for _ in say(request, steps, self.asking.tokenizer, sampling.seed, stop, found):
                     pass
@@ -166,7 +166,7 @@ class HostGenerator:
         """
         with torch.inference_mode():
             inputs = self.asking.inputs([self.asking.render(messages)], [images])
-            request, steps = whole(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
+            request, steps = full_prompt(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
         return HostStream(self, request, steps, sampling.seed, stop)
 
     def _texts(self, prefix: HostPrefix, questions: Sequence[str]) -> list[str]:
@@ -204,7 +204,7 @@ class HostGenerator:
         tails = [self.asking.tail(text) for text in texts] if head is not None else []
         if head is None or not all(tails):
             inputs = self.asking.inputs(texts, [prefix.images] * len(texts))
-            request, steps = whole(self.model, self.route, inputs, **self._options(new, sampling, inputs))
+            request, steps = full_prompt(self.model, self.route, inputs, **self._options(new, sampling, inputs))
             if self._proven is None and self._first is None and len(texts) == 1 and (tail := self.asking.tail(texts[0])):
                 self._first = prefix, tail, steps.logits[0]
             return request, steps
@@ -236,7 +236,7 @@ class HostGenerator:
             if not tail:
                 return
             inputs = self.asking.inputs(texts[:1], [prefix.images])
-            _, steps = whole(self.model, self.route, inputs, **self._options(1, GREEDY, inputs))
+            _, steps = full_prompt(self.model, self.route, inputs, **self._options(1, GREEDY, inputs))
             self._first = prefix, tail, steps.logits[0]
         _, tail, logits = self._first
         self._first = None

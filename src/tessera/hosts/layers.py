@@ -4,7 +4,7 @@ Hooks only. One on the language model begins or continues a sequence; one per de
 arguments; one behind the last layer puts the tokens that are left back to their places, so that logits, labels and loss keep
 their shapes (dropped places hold zeros).
 
-Legend: B rows, S logical tokens, K physical tokens at a layer, E width.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer, E width.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from tessera.errors import UserError
 from tessera.hosts.boundary import Boundary, Pass
-from tessera.hosts.caches import ride, sequence_of
+from tessera.hosts.caches import attach_sequence, sequence_of
 from tessera.hosts.part import HostPart
 from tessera.hosts.prompts import replace
-from tessera.hosts.remap import physical_arguments
+from tessera.hosts.remap import pruned_arguments
 from tessera.hosts.sequence import Sequence, Stage
 
 if TYPE_CHECKING:
@@ -48,16 +48,16 @@ class LayerSocket:
 
     def install(self, undo: ExitStack) -> None:
         """Installs the hooks until `undo` is closed: on layers where a part may act, and on all behind a possible drop."""
-        anatomy = self.host.anatomy
+        architecture = self.host.architecture
         first = next((layer for layer, parts in enumerate(self.selecting) if parts), len(self.selecting))
-        undo.callback(anatomy.language_model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-        undo.callback(anatomy.language_model.register_forward_hook(self._end, with_kwargs=True).remove)
-        for number, layer in enumerate(anatomy.layers):
+        undo.callback(architecture.language_model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        undo.callback(architecture.language_model.register_forward_hook(self._end, with_kwargs=True).remove)
+        for number, layer in enumerate(architecture.layers):
             if number >= first or self.transforming[number]:
                 undo.callback(layer.register_forward_pre_hook(self._boundary(number), with_kwargs=True).remove)
         if first < len(self.selecting):
-            undo.callback(anatomy.layers[-1].register_forward_hook(self._put_back, prepend=True).remove)
-            language_model: Any = anatomy.language_model
+            undo.callback(architecture.layers[-1].register_forward_hook(self._put_back, prepend=True).remove)
+            language_model: Any = architecture.language_model
             if hasattr(language_model, "_deepstack_process"):
                 replace(language_model, "_deepstack_process", self._deepstack(language_model._deepstack_process), undo)
 
@@ -92,18 +92,18 @@ class LayerSocket:
         host.begin(Pass(sequence, True, sequence.root), prompt.call or (module, args, kwargs))
         prompt.forget()
         if cache is not None:
-            ride(cache, sequence)
+            attach_sequence(cache, sequence)
             host.caches.add(cache)
 
     def _continue(self, sequence: Sequence, length: int) -> None:
         host = self.host
         ids = host.prompt.ids
         if length > 1 and ids is not None:
-            images = torch.tensor(host.anatomy.image_token_ids, device=ids.device)
+            images = torch.tensor(host.architecture.image_token_ids, device=ids.device)
             if bool(torch.isin(ids, images).any()):
                 raise UserError(
                     "images behind a filled cache (a later turn, or a prefill in chunks) are not supported while parts are "
-                    "plugged in: give the whole conversation in one prompt."
+                    "plugged in: give the full conversation in one prompt."
                 )
         if sequence.session is not host.session:
             if sequence.dropped:
@@ -118,7 +118,7 @@ class LayerSocket:
             return
         for value in output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ():
             if hasattr(value, "get_mask_sizes") and hasattr(value, "layers") and sequence_of(value) is None:
-                ride(value, current.sequence)
+                attach_sequence(value, current.sequence)
                 self.host.caches.add(value)
 
     # One boundary
@@ -133,7 +133,7 @@ class LayerSocket:
             if current.prefill:
                 return self._prefill(layer, current, args, kwargs)
             stage = current.sequence.stages[layer]
-            if not transforming and (stage.whole or _as_it_is(stage, layer, kwargs)):
+            if not transforming and (stage.full or _as_it_is(stage, layer, kwargs)):
                 return None
             given = args[0] if args else kwargs["hidden_states"]
             boundary = Boundary(host, layer, current, stage, given, kwargs)
@@ -161,15 +161,15 @@ class LayerSocket:
 
     def _arguments(self, boundary: Boundary, given: Tensor, args: tuple[Any, ...]) -> Any:
         kwargs = boundary.kwargs
-        if not boundary.stage.whole:
-            kwargs = self.physical(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
+        if not boundary.stage.full:
+            kwargs = self.pruned(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
         elif boundary.hidden is given:
             return None
         return ((boundary.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": boundary.hidden})
 
-    def physical(self, layer: int, current: Pass, stage: Stage, hidden: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def pruned(self, layer: int, current: Pass, stage: Stage, hidden: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments of a layer for the tokens of `stage`."""
-        return physical_arguments(
+        return pruned_arguments(
             kwargs,
             current.sequence,
             stage,
@@ -185,7 +185,7 @@ class LayerSocket:
 
     def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         current = self.host.current
-        if current is None or not current.prefill or current.sequence.stages[-1].whole:
+        if current is None or not current.prefill or current.sequence.stages[-1].full:
             return None
         index = current.sequence.stages[-1].index
         hidden = output[0] if isinstance(output, tuple) else output
@@ -198,7 +198,7 @@ class LayerSocket:
 
         def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
             current = self.host.current
-            if current is None or not current.prefill or current.stage.whole or hidden_states.shape[1] == current.sequence.length:
+            if current is None or not current.prefill or current.stage.full or hidden_states.shape[1] == current.sequence.length:
                 return original(hidden_states, visual_pos_masks, visual_embeds)
             stage = current.stage
             mask = visual_pos_masks.to(stage.index.device)

@@ -1,10 +1,10 @@
 """What a part of a host is: a method written once that plugs into any transformers vision-language model.
 
-Two coordinate systems. *Logical* positions are the full prompt, what the model's own code and `generate` believe in; *physical*
-ones are the tokens that exist at decoder layer l, after parts have dropped some. A `LayerView` shows the physical tokens and
-says where each stands logically.
+Two coordinate systems. *Full* indices are those of the prompt, which the model's own code and `generate` use; *pruned* indices
+are those of the tokens that are left at decoder layer l. A `LayerView` shows the tokens that are left and gives the full index
+of each.
 
-Legend: B rows, S logical tokens, K physical tokens at a layer, E width of the language model, H heads.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer, E width of the language model, H heads.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ class LayerView:
     In decoding steps (`prefill` False) only host, layer, sequence and hidden mean something.
 
     hidden   [B, K, E]
-    index    [B, K] int64, logical position of each token, increasing
+    index    [B, K] int64, full index of each token, increasing
     present  [B, K] bool, False at filler slots of ragged rows
     visual   [B, K] bool, a visual token that is present
     real     [B, K] bool, neither padding nor filler
-    query    [B] int64, physical place of the last instruction token
-    kwargs   what the host passes to the layer, logical coordinates
+    query    [B] int64, pruned index of the last instruction token
+    kwargs   what the host passes to the layer, in full indices
     """
 
     host: Host
@@ -128,7 +128,7 @@ class HostPart:
 
     Config: ClassVar[type]
     needs: ClassVar[tuple[str, ...]] = ()
-    """Capabilities of a host without which the part is refused: names of `tessera.hosts.anatomy.CAPABILITIES`."""
+    """Capabilities of a host without which the part is refused: names of `tessera.hosts.architecture.CAPABILITIES`."""
     claims: ClassVar[tuple[str, ...]] = ()
     """What only one plugged part may change: of "visual tokens", "positions", "logits", "pixels"."""
     images: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""A question, its images and the answer as one picture; an answer that is a box is drawn in."""
+"""A question, its images and the answer as one picture; a box in the answer is drawn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the `pixels` socket speaks of: one picture shown to a model as several views, each knowing what it shows.
+"""The types of the `pixels` socket: one picture as several views, each with its box in the picture.
 
-A part of the socket cuts; any model that takes several images looks. `Pixels` is all that such a part has to be.
+A part of the socket makes views; any model that takes several images reads them. `Pixels` is the contract of such a part.
 """
 
 from __future__ import annotations

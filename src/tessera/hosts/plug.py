@@ -1,4 +1,4 @@
-"""A model seen through its sockets, and parts plugged into it.
+"""A host: a model with sockets, and parts plugged into them.
 
     with tessera.plug(model, "pyramiddrop", keep=(0.5, 0.25, 0.125)) as host:
         model.generate(**inputs)
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tessera import registry
 from tessera.config import build
 from tessera.errors import TesseraError, UserError, unknown
-from tessera.hosts.anatomy import CAPABILITIES, Anatomy, anatomy
+from tessera.hosts.architecture import CAPABILITIES, Architecture, architecture
 from tessera.hosts.boundary import Pass
-from tessera.hosts.caches import unride
+from tessera.hosts.caches import detach_sequence
 from tessera.hosts.layers import LayerSocket
 from tessera.hosts.logits import wrap_generate
 from tessera.hosts.part import HostPart, LayerView, Layout
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 class Host:
     """A transformers vision-language model and its sockets. Made by `attach`, filled by `plug`."""
 
-    def __init__(self, model: nn.Module, found: Anatomy | None = None) -> None:
+    def __init__(self, model: nn.Module, found: Architecture | None = None) -> None:
         """Raises `UserError` for a model that cannot be a host, with the reason."""
         self.model = model
-        self.anatomy = anatomy(model) if found is None else found
-        self.layers = self.anatomy.layers
+        self.architecture = architecture(model) if found is None else found
+        self.layers = self.architecture.layers
         self.layer_count = len(self.layers)
         self.parts: tuple[HostPart, ...] = ()
-        self.prompt = Prompt(self.anatomy)
+        self.prompt = Prompt(self.architecture)
         self.current: Pass | None = None
         self.replayed: HostSequence | None = None
         self.asking: tuple[HostPart, Stage] | None = None
@@ -61,13 +61,13 @@ class Host:
     @property
     def title(self) -> str:
         """The model's family, for people."""
-        title = self.anatomy.family.title
+        title = self.architecture.family.title
         return title if title != "generic" else str(getattr(self.model.config, "model_type", type(self.model).__name__))
 
     @property
     def implementation(self) -> str:
         """The language model's attention implementation."""
-        return str(self.anatomy.language_model.config._attn_implementation or "eager")  # type: ignore[union-attr]
+        return str(self.architecture.language_model.config._attn_implementation or "eager")  # type: ignore[union-attr]
 
     @property
     def sequence(self) -> HostSequence | None:
@@ -105,9 +105,9 @@ class Host:
 
     def image_lengths(self, sequence: HostSequence) -> list[int] | None:
         """Tokens per image in the order of the prompt; None where the family does not know."""
-        if "raster" not in self.anatomy.capabilities or sequence.images is None:
+        if "raster" not in self.architecture.capabilities or sequence.images is None:
             return None
-        return [layout.tokens for layout in self.anatomy.family.layouts(self.model, sequence.images.inputs)]
+        return [layout.tokens for layout in self.architecture.family.layouts(self.model, sequence.images.inputs)]
 
     def logits_processors(self, inputs: Mapping[str, Any]) -> list[Any]:
         """The logits processors of all parts, for a generation that begins with `inputs`."""
@@ -120,7 +120,7 @@ class Host:
         self.example = (module, args, {k: v for k, v in kwargs.items() if k != "past_key_values"})
 
     def report(self, rounds: int = 5, decode_tokens: int = 8) -> Report:
-        """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the bare model. Runs both `rounds` times.
+        """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the plain model. Runs both `rounds` times.
 
         Raises `UserError` if nothing has run yet.
         """
@@ -150,7 +150,7 @@ class Host:
             self.session.open = False
             self.model.__dict__.pop("_tessera_plugged", None)
             for cache in list(self.caches):
-                unride(cache)
+                detach_sequence(cache)
             self.caches.clear()
             self.parts = ()
             self.current = self.replayed = self.asking = self.example = self.prefilled = None
@@ -190,7 +190,7 @@ class Host:
             self.replayed = before
 
     def _check(self, parts: tuple[HostPart, ...]) -> None:
-        has, claimed = self.anatomy.capabilities, dict[str, str]()
+        has, claimed = self.architecture.capabilities, dict[str, str]()
         for part in parts:
             name = self.name_of(part)
             for needed in part.needs:

@@ -1,6 +1,6 @@
 """The position socket: other position ids in front of the rotary module, and rotations of re-indexed tokens.
 
-Legend: B rows, S logical tokens, K physical tokens.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PositionSocket:
         """Installs the hooks until `undo` is closed."""
         if not self.editing and all(part.positions == "keep" for part in self.host.parts):
             return
-        rotary = self.host.anatomy.rotary
+        rotary = self.host.architecture.rotary
         if rotary is None:
             raise UserError(f"{self.host.title} has no rotary positions, so they cannot be changed.")
         undo.callback(rotary.register_forward_pre_hook(self._before, with_kwargs=True).remove)
@@ -83,12 +83,12 @@ class PositionSocket:
             raise TesseraError("a layer's position embeddings do not come from the rotary module: they cannot be re-indexed.")
         call = calls[0]
         args, kwargs = call.arguments(reindexed(call.positions, current, stage))
-        rotary: Any = self.host.anatomy.rotary
+        rotary: Any = self.host.architecture.rotary
         return rotary.forward(*args, **kwargs)
 
 
 def reindexed(positions: Tensor, current: Pass, stage: Stage) -> Tensor:
-    """Positions [B or 1, S] of the whole prompt -> [B, K] of the tokens of `stage`, counted without gaps; of later tokens:
+    """Positions [B or 1, S] of the full prompt -> [B, K] of the tokens of `stage`, counted without gaps; of later tokens:
     moved to the front by as many as were dropped."""
     if positions.dim() != 2:
         raise UserError("M-RoPE positions have no order in which they could be counted anew: use positions='keep'.")

@@ -23,8 +23,8 @@ from tessera.hosts.request import Request, prepare
 from tessera.hosts.route import Route
 from tessera.hosts.steps import DecoderSteps, Reading, Steps, begin
 
-LOOKS_BACK = {
-    "paligemma": "its image tokens see the question (bidirectional attention over the whole prompt)",
+SEES_QUESTION = {
+    "paligemma": "its image tokens see the question (bidirectional attention over the full prompt)",
     "instructblip": "its Q-Former reads the question to see the image",
     "instructblipvideo": "its Q-Former reads the question to see the video",
 }
@@ -36,8 +36,8 @@ _CLOSE_ELSE = 5e-2
 def why_not(model: Any) -> str | None:
     """Why a model cannot go on from the head of a prompt, as far as it shows without running it."""
     kind = model.config.model_type
-    if kind in LOOKS_BACK:
-        return f"{kind}: {LOOKS_BACK[kind]}"
+    if kind in SEES_QUESTION:
+        return f"{kind}: {SEES_QUESTION[kind]}"
     if getattr(model, "reads_question", False):
         return "parts of it read the question to see the image"
     name = hooked(model)
@@ -80,7 +80,7 @@ def go_on(route: Route, head: Head, tails: Sequence[Sequence[int]], limit: int) 
     return _behind(route, head, tails)
 
 
-def whole(model: Any, route: Route, inputs: Mapping[str, Any], **options: Any) -> tuple[Request, Steps]:
+def full_prompt(model: Any, route: Route, inputs: Mapping[str, Any], **options: Any) -> tuple[Request, Steps]:
     """A prompt read from its beginning."""
     request = prepare(model, inputs, **options)
     steps, _ = begin(route if request.model is route.model else Route(request.model), request)
@@ -112,7 +112,7 @@ def questions(route: Route, head: Head, tails: Sequence[Sequence[int]], pad: int
 
 
 def agrees(route: Route, head: Head, tail: Sequence[int], wanted: Tensor) -> bool:
-    """Whether a question computed from the head gives the logits [V] of its whole prompt."""
+    """Whether a question computed from the head gives the logits [V] of its full prompt."""
     mine = go_on(route, head, [tail], 1).logits[0].float()
     close = _CLOSE.get(wanted.dtype, _CLOSE_ELSE)
     return bool((mine - wanted.float()).abs().max() <= close * wanted.float().abs().max())

@@ -1,4 +1,4 @@
-"""Who is visual: what the model is given, noted down before the language model's prefill begins.
+"""Which tokens of a prompt are visual, recorded from the model's inputs before the prefill begins.
 
 Legend: B rows, S tokens.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.hosts.anatomy import Anatomy
+from tessera.hosts.architecture import Architecture
 
 REMEMBERED = 4
 """Encodings of images that are remembered, for features that were computed before they are used."""
@@ -38,8 +38,8 @@ class Images:
 class Prompt:
     """What is known of the next prefill."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.anatomy = anatomy
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
         self.encodings: list[Images] = []
         self.forget()
 
@@ -54,7 +54,7 @@ class Prompt:
 
     def install(self, model: nn.Module, undo: ExitStack) -> None:
         """Hooks that watch the inputs, until `undo` is closed."""
-        base: Any = self.anatomy.base
+        base: Any = self.architecture.base
         undo.callback(base.register_forward_pre_hook(self._on_base, with_kwargs=True).remove)
         if model is not base:
             undo.callback(model.register_forward_pre_hook(self._on_model, with_kwargs=True).remove)
@@ -113,8 +113,8 @@ class Prompt:
 
         return watched
 
-    def hear(self, key: tuple[int, str], scores: Tensor) -> None:
-        """A tower tap has captured something."""
+    def capture(self, key: tuple[int, str], scores: Tensor) -> None:
+        """Keeps what a tower tap has captured."""
         if self.encodings:
             self.encodings[-1].raw.setdefault(key, []).append(scores)
 
@@ -126,7 +126,7 @@ class Prompt:
         """[B, S] bool. Raises `UserError` if the language model was given embeddings of unknown tokens."""
         found = self.placeholders
         if self.ids is not None:
-            images = torch.tensor(self.anatomy.image_token_ids, device=self.ids.device)
+            images = torch.tensor(self.architecture.image_token_ids, device=self.ids.device)
             by_id = torch.isin(self.ids, images)
             found = by_id if found is None or found.shape != by_id.shape else found | by_id
         if found is None:
@@ -139,7 +139,7 @@ class Prompt:
         if found.shape != (rows, length):
             raise UserError(
                 f"the prompt has {tuple(found.shape)} tokens and the language model is given {(rows, length)}: parts need the "
-                "whole prompt in one forward (no chunked prefill)."
+                "full prompt in one forward (no chunked prefill)."
             )
         return found
 

@@ -1,9 +1,9 @@
-"""Arguments of a decoder layer, from logical to physical coordinates.
+"""Arguments of a decoder layer, from full to pruned indices.
 
-The model computes masks, positions and rotations for the whole prompt; a layer that holds fewer tokens gets the rows and columns
+The model computes masks, positions and rotations for the full prompt; a layer that holds fewer tokens gets the rows and columns
 of those it holds. Where there was no mask there stays none: a subset of a causal sequence is causal, and the fast kernel is kept.
 
-Legend: B rows, S logical tokens, K physical tokens, Q queries of this forward, N keys that the layer will see, E width.
+Legend: B rows, S tokens of the prompt, K left at a layer, Q queries of this forward, N keys that the layer will see, E width.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def take(tensor: Tensor, index: Tensor, dim: int = -2) -> Tensor:
     return tensor.expand(shape).gather(-2, places)
 
 
-def physical_mask(
+def pruned_mask(
     mask: Any,
     queries: Tensor,
     keys: Tensor,
@@ -44,12 +44,12 @@ def physical_mask(
     implementation: str,
     dtype: torch.dtype,
 ) -> Any:
-    """The mask of one layer in physical coordinates.
+    """The mask of one layer in pruned indices.
 
-    mask      logical: None, [B or 1, 1, Q', S'] bool (True: seen) or float (added), or [B, S'] for kernels that take lengths
-    queries   [B, Q] and keys [B, N] int64, logical places
+    mask      full: None, [B or 1, 1, Q', S'] bool (True: seen) or float (added), or [B, S'] for kernels that take lengths
+    queries   [B, Q] and keys [B, N] int64, full indices
     present   [B, N] bool, False at fillers; None: all are there
-    offset    logical place of the mask's first column
+    offset    full index of the mask's first column
     rows_given  whether the mask's rows already are the queries (in decoding), or are to be chosen by their places
     window    a layer sees only this many last tokens, and the mask does not say so; None: it sees all
     """
@@ -101,7 +101,7 @@ def shared(memo: Memo, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     return value
 
 
-def physical_arguments(
+def pruned_arguments(
     kwargs: Mapping[str, Any],
     sequence: Sequence,
     stage: Stage,
@@ -113,9 +113,9 @@ def physical_arguments(
     implementation: str,
     rotations: Callable[[Stage, Any], Any],
 ) -> dict[str, Any]:
-    """Keyword arguments of decoder layer `layer` for the tokens of `stage`; hidden [B, Q, E] are its physical input.
+    """Keyword arguments of decoder layer `layer` for the tokens of `stage`; hidden [B, Q, E] are its input after pruning.
 
-    `rotations(stage, logical)` gives the position embeddings of re-indexed tokens.
+    `rotations(stage, indices)` gives the position embeddings of re-indexed tokens.
     """
     changed = dict(kwargs)
     if prefill:
@@ -180,8 +180,8 @@ def _mask(
         raise UserError(f"tokens cannot be dropped in a cache layer of type {type(stored).__name__}.")
     else:
         total = int(stored.get_seq_length()) + queries
-    logical = sequence.length + total - kept
-    if mask is None and not stage.ragged and (window is None or logical <= window):
+    full_length = sequence.length + total - kept
+    if mask is None and not stage.ragged and (window is None or full_length <= window):
         return None
     in_store = total
     if window is not None and not prefill:
@@ -196,8 +196,8 @@ def _mask(
         wanted = stage.index if prefill else keys[:, total - queries :]
         if in_store < total:
             keys, present = keys[:, -in_store:], None if present is None else present[:, -in_store:]
-        offset = logical - mask.shape[-1] if window is not None and not prefill and isinstance(mask, Tensor) else 0
-        return physical_mask(
+        offset = full_length - mask.shape[-1] if window is not None and not prefill and isinstance(mask, Tensor) else 0
+        return pruned_mask(
             mask,
             wanted,
             keys,

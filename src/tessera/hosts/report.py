@@ -1,4 +1,4 @@
-"""What plugged parts save on the last prompt: tokens, FLOPs, key-value bytes, and measured time, against the bare model.
+"""What plugged parts save on the last prompt: tokens, FLOPs, key-value bytes, and measured time, against the plain model.
 
 Both are run again on the same inputs, in turns, so that a machine that slows down slows both; times are medians. FLOPs are
 counted by torch's counter (matrix products, convolutions and attention) over the prefill, the encoding of the images included.
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Plugged over bare, of every cost and of the tokens over all layers."""
+        """Plugged over plain, of every cost and of the tokens over all layers."""
         costs = {name: getattr(self.plugged, name) / max(getattr(self.bare, name), 1e-12) for name in Cost.__slots__}
         return {"tokens": sum(self.tokens) / max(self.prompt * len(self.tokens), 1e-12), **costs}
 
@@ -81,16 +81,20 @@ class Report:
         return {**asdict(self), "parts": list(self.parts), "tokens": list(self.tokens), "ratios": self.ratios}
 
     def __str__(self) -> str:
-        ratios, bare, plugged = self.ratios, self.bare, self.plugged
+        ratios, plain, plugged = self.ratios, self.bare, self.plugged
         layers = []
         for tokens, group in groupby(range(len(self.tokens)), key=lambda layer: self.tokens[layer]):
             own = list(group)
             layers.append(f"{tokens:g} in layer{'s' if len(own) > 1 else ''} {own[0]}" + (f"-{own[-1]}" if len(own) > 1 else ""))
         rows = [
-            ("FLOPs", f"{plugged.flops / 1e9:.4g} of {bare.flops / 1e9:.4g} G", ratios["flops"]),
-            ("keys, values", f"{plugged.kv_bytes / 2**20:.4g} of {bare.kv_bytes / 2**20:.4g} MiB", ratios["kv_bytes"]),
-            ("prefill", f"{plugged.prefill_seconds * 1e3:.4g} of {bare.prefill_seconds * 1e3:.4g} ms", ratios["prefill_seconds"]),
-            ("one token", f"{plugged.decode_seconds * 1e3:.4g} of {bare.decode_seconds * 1e3:.4g} ms", ratios["decode_seconds"]),
+            ("FLOPs", f"{plugged.flops / 1e9:.4g} of {plain.flops / 1e9:.4g} G", ratios["flops"]),
+            ("keys, values", f"{plugged.kv_bytes / 2**20:.4g} of {plain.kv_bytes / 2**20:.4g} MiB", ratios["kv_bytes"]),
+            (
+                "prefill",
+                f"{plugged.prefill_seconds * 1e3:.4g} of {plain.prefill_seconds * 1e3:.4g} ms",
+                ratios["prefill_seconds"],
+            ),
+            ("one token", f"{plugged.decode_seconds * 1e3:.4g} of {plain.decode_seconds * 1e3:.4g} ms", ratios["decode_seconds"]),
         ]
         head = f"{', '.join(self.parts) or 'nothing'} on {self.host}: {self.prompt:g} tokens, {self.visual:g} of them visual"
         head += f" (mean of {self.rows} rows)" if self.rows > 1 else ""
@@ -109,11 +113,11 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> Report:
     run = _Run(host, sequence, example)
     flops: dict[str, int] = {}
     bytes_: dict[str, int] = {}
-    times: dict[str, list[tuple[float, float]]] = {"bare": [], "plugged": []}
+    times: dict[str, list[tuple[float, float]]] = {"plain": [], "plugged": []}
     with torch.no_grad(), _evaluating(host.model):
         for number in range(rounds + 1):
-            for which in ("bare", "plugged"):
-                with _bare(host, which == "bare"):
+            for which in ("plain", "plugged"):
+                with _plain(host, which == "plain"):
                     if number == 0:  # warms up, too
                         flops[which], bytes_[which] = run.count()
                     else:
@@ -135,7 +139,7 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> Report:
         prompt=_mean(sequence.real),
         visual=_mean(sequence.visual),
         tokens=tuple(_mean(stage.real) for stage in sequence.stages),
-        bare=costs["bare"],
+        bare=costs["plain"],
         plugged=costs["plugged"],
         rounds=rounds,
     )
@@ -156,7 +160,7 @@ class _Run:
         images = sequence.images
         encoded = images is not None and "pixel_values" not in self.kwargs and sequence.has_visual
         self.images: Mapping[str, Any] | None = images.inputs if encoded else None
-        self.language_model: Any = host.anatomy.language_model
+        self.language_model: Any = host.architecture.language_model
         self.takes = inspect.signature(self.language_model.forward).parameters
 
     def prefill(self) -> Any:
@@ -165,7 +169,7 @@ class _Run:
 
         cache = DynamicCache(config=self.language_model.config)
         if self.images is not None:
-            base: Any = self.host.anatomy.base
+            base: Any = self.host.architecture.base
             base.get_image_features(**self.images)
         if self.module is self.language_model:  # nobody showed it the prompt's ids
             self.host.prompt.placeholders = self.sequence.visual
@@ -215,7 +219,7 @@ class _Run:
 
 
 @contextmanager
-def _bare(host: Host, wanted: bool) -> Iterator[None]:
+def _plain(host: Host, wanted: bool) -> Iterator[None]:
     """Takes the parts out for a while."""
     if not wanted:
         yield

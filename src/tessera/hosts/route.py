@@ -1,10 +1,10 @@
-"""How a host's next tokens are computed: the fastest of three ways that gives what the whole model gives.
+"""How a host's next tokens are computed: the fastest of three ways that gives what the full model gives.
 
 "own"       the arithmetic of `LlamaDecoder` over weights that were read once: language models of a Llama type in float32, with
             nothing hooked into them
 "decoder"   the language model's own forward and its output layer; hooks on layers are met, the outer model's work per token is
             not done
-"model"     the whole model's forward, as `generate` calls it
+"model"     the full model's forward, as `generate` calls it
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the likeliest, or by lot.
+"""How the next token is chosen: the likeliest, or a random one.
 
 Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751.
 Shapes: R rows, V vocabulary.

@@ -1,4 +1,4 @@
-"""Rows of tokens as text: pieces for streaming, stop strings, and the answer in the end."""
+"""Rows of tokens to text: pieces for streaming, stop strings, and the final answer."""
 
 from __future__ import annotations
 

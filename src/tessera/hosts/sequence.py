@@ -1,9 +1,9 @@
 """The prompt behind a cache, and which of its tokens exist at which decoder layer.
 
-A `Sequence` rides on the key-value cache (`tessera.hosts.caches`), so it follows beams, turns, copies and generations that
+A `Sequence` is attached to the key-value cache (`tessera.hosts.caches`), so it follows beams, turns, copies and generations that
 interleave.
 
-Legend: B rows, S logical tokens of the prompt, K physical tokens at a layer, E width of the language model.
+Legend: B rows, S tokens of the prompt, K tokens left at a layer, E width of the language model.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tessera.hosts.part import Positions
 class Stage:
     """The tokens that exist between two boundaries at which something was dropped.
 
-    index    [B, K] int64, logical place of each token, increasing
+    index    [B, K] int64, full index of each token, increasing
     present  [B, K] bool, False at the filler slots that rows with fewer tokens have
     visual   [B, K] bool, present visual tokens
     real     [B, K] bool, neither padding nor filler
-    query    [B] int64, physical place of the last instruction token
-    whole    whether nothing has been dropped yet
+    query    [B] int64, pruned index of the last instruction token
+    full     whether nothing has been dropped yet
     ragged   whether any slot is a filler
     shift    [B] int64, by how much later tokens move to the front; None: positions are kept
     """
@@ -39,7 +39,7 @@ class Stage:
     visual: Tensor
     real: Tensor
     query: Tensor
-    whole: bool = True
+    full: bool = True
     ragged: bool = False
     shift: Tensor | None = None
 
@@ -51,7 +51,7 @@ class Stage:
             visual=chosen(self.visual),
             real=chosen(self.real),
             query=chosen(self.query),
-            whole=self.whole,
+            full=self.full,
             ragged=self.ragged,
             shift=None if self.shift is None else chosen(self.shift),
         )
@@ -59,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """What one part decided at one boundary, in logical coordinates, so that it can be applied again.
+    """What one part decided at one boundary, in full indices, so that it can be applied again.
 
     keep    [B, S] bool
     hidden  [B, K, E] states that replaced those of the K tokens before the drop, or None
@@ -88,13 +88,13 @@ class Sequence:
     length   S
     visual   [B, S] bool, visual tokens
     real     [B, S] bool, False at padding
-    query    [B] int64, logical place of the last instruction token
+    query    [B] int64, full index of the last instruction token
     counts   gives the tokens per image in the order of the prompt, None when the family cannot say
     images   the encoding of its images (`tessera.hosts.prompts.Images`), None if it was not seen
     notes    for parts: what belongs to this sequence. Tensors whose first dimension is the rows follow beams.
     layers   number of decoder layers
     session  of the parts it was made under
-    stages   the stage of every decoder layer; `root` is that of the whole prompt
+    stages   the stage of every decoder layer; `root` is that of the full prompt
     plan     what was decided at each boundary
     """
 
@@ -139,11 +139,11 @@ class Sequence:
     @property
     def dropped(self) -> bool:
         """Whether any layer holds fewer tokens than the prompt has."""
-        return not self.stages[-1].whole
+        return not self.stages[-1].full
 
     def gap(self, layer: int) -> int:
         """How many tokens of the prompt `layer` does not hold."""
-        if layer >= len(self.stages) or self.stages[layer].whole:
+        if layer >= len(self.stages) or self.stages[layer].full:
             return 0
         return self.length - int(self.stages[layer].index.shape[1])
 

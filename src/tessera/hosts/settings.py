@@ -1,4 +1,4 @@
-"""What a model's generation settings ask for, as far as it bears on greedy decoding."""
+"""The generation settings of a model that affect greedy decoding."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A prompt read by a host and the steps after it, in one of the three ways of `tessera.hosts.route`.
 
-The prompt always goes through the whole model, as in `generate`. What the language model was given there (its position ids) and
+The prompt always goes through the full model, as in `generate`. What the language model was given there (its position ids) and
 gave back says how to go on: the next position is the last one plus one, on every axis of M-RoPE.
 
 Legend: B rows, S prompt tokens, C columns of a buffer, E width, K key heads, D head width, L layers, V vocabulary.
@@ -203,7 +203,7 @@ class DecoderSteps:
 
 
 class ModelSteps:
-    """Over the whole model's forward, arguments made as `generate` makes them."""
+    """Over the full model's forward, arguments made as `generate` makes them."""
 
     def __init__(self, request: Request, reading: Reading) -> None:
         self.model, self.logits = request.model, reading.logits

@@ -1,6 +1,6 @@
 """What parts can ask of a host at a boundary: captured attention, the layer's own attention, scores of the tower, rasters.
 
-Legend: B rows, S logical tokens, K physical tokens at the boundary.
+Legend: B rows, S tokens of the prompt, K tokens left at the boundary.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Captures:
 
     def install(self, undo: ExitStack) -> None:
         """Installs the taps that the host's parts want, until `undo` is closed."""
-        anatomy = self.host.anatomy
-        blocks = anatomy.tower_blocks
+        architecture = self.host.architecture
+        blocks = architecture.tower_blocks
         self.language_taps, self.tower_taps = {}, {}
         for part in self.host.parts:
             name = self.host.name_of(part)
@@ -53,13 +53,13 @@ class Captures:
             count = 0 if blocks is None else len(blocks)
             self.tower_taps[part] = [(_place(block, count, name, "tower block"), tap) for block, tap in wanted.items()]
         for layer, tap in sorted({(layer, tap) for taps in self.language_taps.values() for layer, tap in taps.items()}):
-            listen(anatomy.attention(anatomy.layers[layer]), self._language_listener(layer, tap), undo)
+            listen(architecture.attention(architecture.layers[layer]), self._language_listener(layer, tap), undo)
         for block, tap in sorted({key for taps in self.tower_taps.values() for key in taps}):
             assert blocks is not None
-            listen(anatomy.attention(blocks[block]), self._tower_listener(block, tap), undo)
+            listen(architecture.attention(blocks[block]), self._tower_listener(block, tap), undo)
 
     def _language_listener(self, layer: int, tap: Tap) -> Listener:
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
             current = self.host.current
             if current is None or not current.prefill or self.probing or not current.sequence.has_visual:
                 return
@@ -68,13 +68,13 @@ class Captures:
             found = probabilities(module, query, key, mask, scaling, tap, stage.query, stage.real)
             current.captured[layer, tap] = (stage, found)
 
-        return hear
+        return hook
 
     def _tower_listener(self, block: int, tap: Tap) -> Listener:
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            self.host.prompt.hear((block, tap), probabilities(module, query, key, mask, scaling, tap))
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+            self.host.prompt.capture((block, tap), probabilities(module, query, key, mask, scaling, tap))
 
-        return hear
+        return hook
 
     def _asking(self) -> tuple[HostPart, Stage]:
         if self.host.asking is None or self.host.current is None:
@@ -113,10 +113,10 @@ class Captures:
         _, stage = self._asking()
         assert current is not None
         layer = host.layers[view.layer]
-        attention: Any = host.anatomy.attention(layer)
+        attention: Any = host.architecture.attention(layer)
         kwargs = dict(view.kwargs)
-        if not stage.whole:
-            kwargs = host.layer_socket.physical(view.layer, current, stage, view.hidden, kwargs)
+        if not stage.full:
+            kwargs = host.layer_socket.pruned(view.layer, current, stage, view.hidden, kwargs)
         kwargs |= {"past_key_values": None, "use_cache": False}
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 4:
@@ -126,16 +126,16 @@ class Captures:
             kwargs = {name: value for name, value in kwargs.items() if name in takes}
         caught: list[Tensor] = []
 
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
             caught.append(probabilities(module, query, key, mask, scaling, "last", stage.query))
             raise _Enough
 
         with ExitStack() as undo:
             self.probing = True
             undo.callback(setattr, self, "probing", False)
-            listen(attention, hear, undo)
+            listen(attention, hook, undo)
             with suppress(_Enough):
-                attention(hidden_states=host.anatomy.norm(layer)(view.hidden), **kwargs)
+                attention(hidden_states=host.architecture.norm(layer)(view.hidden), **kwargs)
         if not caught:
             raise UserError(f"{host.title}'s attention does not go through transformers' registry: it cannot be probed.")
         return caught[0]
@@ -156,7 +156,7 @@ class Captures:
                 "the vision tower's attention was not captured for these images: give pixels inside the context, not features "
                 "that were computed before."
             )
-        scores = self.host.anatomy.family.token_scores(self.host.model, raw, images.inputs)
+        scores = self.host.architecture.family.token_scores(self.host.model, raw, images.inputs)
         scores = _for_beams(scores.float().to(sequence.visual.device), sequence.visual)
         full = torch.full(sequence.visual.shape, -torch.inf, device=scores.device).masked_scatter(sequence.visual, scores)
         return full.gather(1, stage.index).masked_fill(~stage.visual, -torch.inf)
@@ -167,7 +167,7 @@ class Captures:
             return [[] for _ in range(sequence.visual.shape[0])]
         if sequence.images is None:
             raise UserError("the images of this prompt were not encoded inside the context: give pixels, not features.")
-        found = self.host.anatomy.family.layouts(self.host.model, sequence.images.inputs)
+        found = self.host.architecture.family.layouts(self.host.model, sequence.images.inputs)
         rows = images_of_rows(sequence.visual, [layout.tokens for layout in found])
         return [[found[image] for image in row] for row in rows]
 

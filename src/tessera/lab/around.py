@@ -1,4 +1,4 @@
-"""Parts that stand around a model, in its place when questions are asked: cutters of pictures, agents."""
+"""Parts that wrap a model and answer questions in its place: image cropping, agents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tessera.evaluation.answering import Answer, Generates, HasText, Row
 
 if TYPE_CHECKING:
-    from tessera.hosts.agent import Seer
+    from tessera.hosts.agent import ModelInterface
 
 
 class ThroughViews:
@@ -29,7 +29,7 @@ class ThroughViews:
 class ByAgent:
     """A part of socket `agents` answers, with a model as its eye. Rows hold one picture each."""
 
-    def __init__(self, eye: Seer, part: Any) -> None:
+    def __init__(self, eye: ModelInterface, part: Any) -> None:
         self.eye, self.part = eye, part
 
     def answer_batch(self, rows: Sequence[Row], max_new_tokens: int) -> list[list[HasText]]:

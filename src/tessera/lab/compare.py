@@ -51,7 +51,7 @@ class Kind:
 class Row:
     """One contender.
 
-    name        of the part, "none" for the bare model; how: "bare", "plugged", "around" or "trained"
+    name        of the part, "none" for the plain model; how: "bare", "plugged", "around" or "trained"
     budget      what it was given, None where it has no such setting
     accuracy    mean over the types, low and high its 95 % interval; against: the difference to "none" (paired bootstrap)
     tokens      visual tokens of an image in a decoder layer, mean over layers
@@ -144,7 +144,7 @@ def compare(
     refused: dict[str, str] = {}
     with ExitStack() as stack:
         ring = _Ring(lab, model, processor, on, n, tuple(types), stack)
-        contenders = [ring.bare(size) for size in [_size(ways[part.name] for part in parts)]]
+        contenders = [ring.plain_model(size) for size in [_size(ways[part.name] for part in parts)]]
         for part in parts:
             on_step(part.name)
             try:
@@ -195,7 +195,7 @@ class _Ring:
         self.scale = 1
         self.runs = Runs(lab.cache / "compare")
 
-    def bare(self, scale: int) -> _Contender:
+    def plain_model(self, scale: int) -> _Contender:
         """The model as it is."""
         self.scale = scale
         return _Contender(
@@ -249,14 +249,14 @@ class _Ring:
         if hasattr(part.target, "views"):
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
-            from tessera.hosts.agent import SessionSeer
+            from tessera.hosts.agent import SessionModel
             from tessera.hosts.session import OwnSession, TransformersSession
 
             ours = getattr(self.model.config, "model_type", "") == "tessera_vlm"
             session: Any = (
                 OwnSession(self.model, self.processor) if ours else TransformersSession(self.model, self.processor, self.on)
             )
-            answers = ByAgent(SessionSeer(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
+            answers = ByAgent(SessionModel(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
         result = self.ask(self.model, (part,), answers=answers, options={part.name: options})
         picture = self.picture()
         yield _Contender(
@@ -331,7 +331,7 @@ class _Ring:
 
         from tessera.hosts.plug import attach
 
-        ids = torch.tensor(list(attach(model).anatomy.image_token_ids))
+        ids = torch.tensor(list(attach(model).architecture.image_token_ids))
         return float(torch.isin(self.inputs(model)["input_ids"], ids).sum())
 
 
@@ -381,7 +381,7 @@ def _entering(host: Any) -> float | None:
 def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[Row]:
     import torch
 
-    bare = contenders[0]
+    plain_model = contenders[0]
     with torch.inference_mode():
         flops = [lab.flops(one.work) for one in contenders]
         tokens = [one.tokens() for one in contenders]
@@ -389,7 +389,7 @@ def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[R
     rows = []
     for number, one in enumerate(contenders):
         result, seconds = one.result, sorted(taken[str(number)])
-        same = result.items == bare.result.items
+        same = result.items == plain_model.result.items
         rows.append(
             Row(
                 name=one.name,
@@ -403,7 +403,7 @@ def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[R
                     kind: Kind(n=found.n, accuracy=found.accuracy, low=found.low, high=found.high)
                     for kind, found in result.types.items()
                 },
-                against=difference(result, bare.result) if number and same else None,
+                against=difference(result, plain_model.result) if number and same else None,
                 tokens=tokens[number],
                 flops=flops[number],
                 time=ratio(taken["0"], taken[str(number)]),

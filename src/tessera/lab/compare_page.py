@@ -18,7 +18,7 @@ from tessera.lab.compare import Comparison, Row
 _CSS = """
 .pareto { height: 440px; margin-left: 52px; }
 .pareto .dot { stroke-width: 11; stroke-linecap: round; stroke: var(--blind); }
-.pareto .best { stroke: var(--accent); } .pareto .bare { stroke: var(--ink); }
+.pareto .best { stroke: var(--accent); } .pareto .plain { stroke: var(--ink); }
 .pareto .whisk { stroke: var(--faint); stroke-width: 1; }
 .pareto .front { stroke: var(--accent-soft); stroke-width: 2; }
 .pareto .name { color: var(--soft); font-size: 0.82rem; transform: translateY(-50%); }
@@ -28,7 +28,7 @@ _CSS = """
 .heat th:not(:first-child), .heat td:not(:first-child) { text-align: right; padding-right: 8px; }
 .heat td[style] { border-radius: 3px; }
 .heat small { color: var(--faint); }
-tr.bare td { color: var(--soft); }
+tr.plain td { color: var(--soft); }
 td.good { font-weight: 600; color: var(--accent); }
 """
 
@@ -73,13 +73,13 @@ def _lead(found: Comparison) -> str:
 
 
 def _figures(found: Comparison) -> str:
-    bare = found.rows[0]
-    half = 100 * (bare.high - bare.low) / 2
+    first = found.rows[0]
+    half = 100 * (first.high - first.low) / 2
     shown = [
-        ("accuracy of the bare model", f"{100 * bare.accuracy:.1f} <small>± {half:.1f} %</small>"),
-        ("GFLOPs of an answer", f"{bare.flops / 1e9:.3g}"),
-        ("milliseconds", f"{bare.milliseconds:.3g}"),
-        ("parameters", f"{bare.parameters / 1e6:.1f} <small>M</small>"),
+        ("accuracy of the plain model", f"{100 * first.accuracy:.1f} <small>± {half:.1f} %</small>"),
+        ("GFLOPs of an answer", f"{first.flops / 1e9:.3g}"),
+        ("milliseconds", f"{first.milliseconds:.3g}"),
+        ("parameters", f"{first.parameters / 1e6:.1f} <small>M</small>"),
     ]
     return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
 
@@ -118,7 +118,7 @@ def scatter(rows: Sequence[Row], cost: Callable[[Row], float], title: str) -> st
     for row in rows:
         x, y = at(cost(row), row.accuracy)
         shapes.append(f'<path class="whisk" d="M{x:.1f} {at(left, row.high)[1]:.1f}V{at(left, row.low)[1]:.1f}"/>')
-        css = "bare" if row.how == "bare" else "best" if row in best else ""
+        css = "plain" if row.how == "bare" else "best" if row in best else ""
         shapes.append(f'<path class="dot {css}" d="M{x:.1f} {y:.1f}h0"/>')
     words = [f'<span class="y" style="top:{at(left, tick)[1] / 4.4:.2f}%">{100 * tick:.0f} %</span>' for tick in ticks]
     for tick in _round_ticks(left, right):
@@ -197,7 +197,7 @@ def _numbers(found: Comparison) -> str:
             f"{row.milliseconds:.4g}",
             f"{row.parameters / 1e6:.2f} M",
         ]
-        css = ' class="bare"' if row.how == "bare" else ""
+        css = ' class="plain"' if row.how == "bare" else ""
         good = ' class="good"' if row.best and row.how != "bare" else ""
         rows.append(f"<tr{css}><td{good}>{cells[0]}</td>{''.join(f'<td>{cell}</td>' for cell in cells[1:])}</tr>")
     heads = "".join(f"<th>{name}</th>" for name in head)
@@ -225,7 +225,7 @@ def _by_type(found: Comparison) -> str:
                 f'<td style="background:color-mix(in srgb, var(--accent-soft) {share}%, transparent)">'
                 f"{100 * here.accuracy:.0f} <small>± {half:.0f}</small></td>"
             )
-        css = ' class="bare"' if row.how == "bare" else ""
+        css = ' class="plain"' if row.how == "bare" else ""
         rows.append(f"<tr{css}><td>{html.escape(label(row))}</td>{''.join(cells)}</tr>")
     hint = "Percent of right answers with half of the 95 % interval; a guess is right in half of the questions of existence."
     return (

@@ -61,7 +61,7 @@ class Runs:
         path = self._path("evaluate", key).with_suffix(".json")
         if path.is_file():
             return load_result(path)
-        if answers is None:  # bare or plugged, one engine answers
+        if answers is None:  # plain or plugged, one engine answers
             with attach(model).plug(*(part_named(name, chosen) for name, chosen in (plug or {}).items())):
                 result = evaluate(model, processor, config, answers=HostGenerator(model, processor))
         else:

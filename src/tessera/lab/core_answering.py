@@ -16,12 +16,12 @@ def generation() -> Numbers:
     """Answers of a tiny composed model by every engine, greedy and drawn; what a session tells agents; choices of tokens."""
     import torch
 
-    from tessera.hosts.agent import SessionSeer
+    from tessera.hosts.agent import SessionModel
     from tessera.hosts.generate import Generator
     from tessera.hosts.host_generate import HostGenerator
     from tessera.hosts.sampling import Chooser, Sampling, likeliest, nucleus
     from tessera.hosts.session import OwnSession
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.protocols.tiny import tiny_model
     from tessera.world import World
 
@@ -43,11 +43,11 @@ def generation() -> Numbers:
             found[f"{name}: probabilities"] = [float(getattr(a, "probability", 0.0)) ** 0.25 for row in answers for a in row]
             said = engine.answer(engine.prefix(images[0]), list(QUESTIONS[:2]), 5, drawn)
             found[f"{name}: drawn"] = str([a.text for a in said])
-        seer = SessionSeer(OwnSession(model, processor), words=("yes", "no"))
+        interface = SessionModel(OwnSession(model, processor), words=("yes", "no"))
         found["seer"] = [
-            seer.yes(images[0], QUESTIONS[0]),
-            *seer.losses(images[1], QUESTIONS[2], ["red", "light blue"]),
-            *seer.losses([], QUESTIONS[2], ["red"]),
+            interface.yes(images[0], QUESTIONS[0]),
+            *interface.losses(images[1], QUESTIONS[2], ["red", "light blue"]),
+            *interface.losses([], QUESTIONS[2], ["red"]),
         ]
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
     found["likeliest"] = [float(x) for x in likeliest(logits, 4).isfinite().float().sum(1)]
@@ -61,34 +61,34 @@ def generation() -> Numbers:
 
 
 def hosts() -> Numbers:
-    """Of tiny models of several families: logits and a generation, bare and with half of the visual tokens dropped at a layer,
+    """Of tiny models of several families: logits and a generation, plain and with half of the visual tokens dropped at a layer,
     with and without a cache."""
     import torch
 
     from tessera import registry
     from tessera.config import build
     from tessera.errors import UserError
-    from tessera.hosts.check import Bench
+    from tessera.hosts.check import FamilyFixture
     from tessera.hosts.plug import plug
     from tessera.hosts.tiny_configs import RECIPES
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
 
     found: dict[str, list[float] | str] = {}
     target = registry.get("tokens", "uniform").target
     with quiet(), seeded():
         for name in FAMILIES:
             for images in (1, 2):
-                bench = Bench(name, images)
+                fixture = FamilyFixture(name, images)
                 if images == 1:
-                    found[f"{name}: bare"] = summary(bench.logits, 6)
-                    found[f"{name}: bare, said"] = str(bench.cached.tokens.tolist())
+                    found[f"{name}: bare"] = summary(fixture.logits, 6)
+                    found[f"{name}: bare, said"] = str(fixture.cached.tokens.tolist())
                 for places in ("keep", "reindex"):
                     options = {"keep": [0.5, 0.25], "layers": [1, 3], "positions": places}
                     label = f"{name}, {images} images, {places}"
                     try:
-                        with torch.no_grad(), plug(bench.model, target(build(target.Config, options))) as host:
-                            logits = bench.forward()
-                            said = bench.generate(use_cache=True)
+                        with torch.no_grad(), plug(fixture.model, target(build(target.Config, options))) as host:
+                            logits = fixture.forward()
+                            said = fixture.generate(use_cache=True)
                             stages = [] if host.sequence is None else host.sequence.stages
                             rows = [float(x) for s in stages for row in s.index for x in (len(row), int(row.sum()))]
                     except UserError:
@@ -100,8 +100,8 @@ def hosts() -> Numbers:
                     found[f"{label}: rows"] = rows
             if RECIPES[name].most_images > 1:  # rows that keep different numbers of tokens
                 options = {"keep": [0.5, 0.25], "layers": [1, 3]}
-                with torch.no_grad(), plug(bench.model, target(build(target.Config, options))):
-                    found[f"{name}, 2 and 1 images: logits"] = summary(bench.model(**bench.tiny.inputs((2, 1))).logits, 6)
+                with torch.no_grad(), plug(fixture.model, target(build(target.Config, options))):
+                    found[f"{name}, 2 and 1 images: logits"] = summary(fixture.model(**fixture.tiny.inputs((2, 1))).logits, 6)
     return found
 
 
@@ -185,7 +185,7 @@ def _asked(config: Any) -> dict[str, list[float] | str]:
 
     from tessera.evaluation.harness import ask, evaluate
     from tessera.evaluation.items import draw
-    from tessera.lab.contract.bench import quiet
+    from tessera.lab.contract.fixture import quiet
     from tessera.lab.protocols.tiny import tiny_model
 
     model, processor = tiny_model()

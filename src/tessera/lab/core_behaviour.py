@@ -1,4 +1,4 @@
-"""Golden runs of what protocols stand on: the world, the trainer, engines that answer, scoring, shared layers."""
+"""Golden runs of what protocols use: the world, the trainer, engines that answer, scoring, shared layers."""
 
 from __future__ import annotations
 

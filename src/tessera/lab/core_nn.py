@@ -13,17 +13,17 @@ def layers() -> Numbers:
 
     from tessera.nn import moe, quantise, reduction, segments, tokens
 
-    lots = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Any:
-        return torch.randn(*shape, generator=lots)
+        return torch.randn(*shape, generator=generator)
 
     found: dict[str, list[float] | str] = {}
 
     def exact(name: str, value: Any) -> None:
         found[name] = str(value.long().tolist())
 
-    score, group = drawn(2, 12), torch.randint(-1, 3, (2, 12), generator=lots)
+    score, group = drawn(2, 12), torch.randint(-1, 3, (2, 12), generator=generator)
     group[1, 9:] = -1
     score[0, 3] = score[0, 7]  # of equal ones the earlier
     exact("keep_top", reduction.keep_top(score, group >= 0, torch.tensor([3, 2])))

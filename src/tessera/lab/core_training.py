@@ -29,7 +29,7 @@ def _trained(kind: str) -> dict[str, Any]:
 
     from tessera.config import build
     from tessera.hosts.zoo import fill
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, subject
     from tessera.recipes.recipe import recipe
     from tessera.training.data import Batches
@@ -116,7 +116,7 @@ def labels() -> Numbers:
 
     from tessera.data.packing import collate
     from tessera.hosts.zoo import fill
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, _plain, subject
     from tessera.nn.loss import next_token_loss
     from tessera.training.preference import dpo, pack_answers, score
@@ -138,11 +138,11 @@ def labels() -> Numbers:
                 out, scored = filled(**batch), score(filled, answers)
             found["nano: sums"] = [float(out.loss_sum), float(out.loss_weight)]
             found["answers"] = [float(x) for x in (*scored.sums().flatten(), *scored.lengths().flatten())]
-    lots = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(2, 7, 8, generator=lots), torch.randn(8, 11, generator=lots)
-    wanted = torch.randint(0, 11, (2, 7), generator=lots)
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(2, 7, 8, generator=generator), torch.randn(8, 11, generator=generator)
+    wanted = torch.randint(0, 11, (2, 7), generator=generator)
     wanted[:, :3] = -100
-    weights = torch.rand(2, 7, generator=lots)
+    weights = torch.rand(2, 7, generator=generator)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1, -1]])
     for label, more in (("plain", {}), ("weights", {"loss_weights": weights}), ("segments", {"segment_ids": segments})):
         sums = next_token_loss(hidden, wanted, lambda x: x @ head, **more)

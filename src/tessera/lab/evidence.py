@@ -1,5 +1,4 @@
-"""The file that a part's claims leave: what was measured, on what, what it was before, and whether it is still about the present
-code.
+"""Evidence files: what a part's claims measured, with which code, the history, and whether the result is still fresh.
 
     src/tessera/evidence/<socket>/<name>.json       a part's claims
     src/tessera/evidence/behaviour.json             fingerprints of protocols and of the core, with versions

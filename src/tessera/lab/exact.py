@@ -1,4 +1,4 @@
-"""Tiny hosts for exact claims: one prefill with a part, and which tokens it left. Imports torch inside functions only."""
+"""Tiny hosts for exact claims: one prefill with a part, and which tokens are left. Imports torch inside functions only."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A reference model learns on, by an objective, with a tuning or with parts plugged in, and answers tempting questions.
+"""Further training of a reference model, by an objective, with a tuning or with parts plugged in, and tempting questions.
 
-    learn(model, processor, teaching, seed=0)
-    answers = said(model, processor, pool)     # of every question: whether it was answered rightly, and as it tempts to
+    learn(model, processor, fine_tuning, pool, seed=0)
+    answers = said(model, processor, pool)     # of every question: is the answer right, is it the tempting one
 
 A tempting answer is a wrong one whose share is measured: yes to what is not there, the answer of a pair's other picture.
 
@@ -43,8 +43,8 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Teaching:
-    """What a model learns by.
+class FineTuning:
+    """How a model is fine-tuned.
 
     objective, tuning  as in a recipe, {"kind": name, **options}; without an objective the pool's answers are learned
     plugs              parts that are plugged in, one entry a step in turn
@@ -69,7 +69,7 @@ class Learner(Subject):
         return SimpleNamespace(loss=found.loss_sum / found.loss_weight) if isinstance(found, Loss) else found
 
 
-def learn(model: Any, processor: Any, teaching: Teaching, pool: Pool | None, seed: int) -> list[float]:
+def learn(model: Any, processor: Any, fine_tuning: FineTuning, pool: Pool | None, seed: int) -> list[float]:
     """Trains the model in place, its encoders as they are; the loss of every step. A tuning stays in the model.
 
     The seed is that of the data order: the same samples for all objectives, tunings and plugs. Raises `TesseraError` where
@@ -78,43 +78,43 @@ def learn(model: Any, processor: Any, teaching: Teaching, pool: Pool | None, see
     from tessera.lab.fit import fit
     from tessera.training.plan import OptimConfig
 
-    objective = None if teaching.objective is None else objective_named(teaching.objective)
-    tuning = None if teaching.tuning is None else tuning_named(teaching.tuning)
-    collate = _collate(objective, model, processor, teaching)
+    objective = None if fine_tuning.objective is None else objective_named(fine_tuning.objective)
+    tuning = None if fine_tuning.tuning is None else tuning_named(fine_tuning.tuning)
+    collate = _collate(objective, model, processor, fine_tuning)
     if collate is None and pool is None:
         raise TesseraError("further training wants an objective that makes its own batches, or a pool of questions.")
 
     def batch_of_step(step: int, order: torch.Generator) -> Mapping[str, Tensor]:
-        numbers = torch.randint(FAR, (teaching.batch,), generator=order).tolist()
+        numbers = torch.randint(FAR, (fine_tuning.batch,), generator=order).tolist()
         if collate is not None:
             return collate(numbers)
         assert pool is not None
-        return batch(processor, pool, [n % len(pool.asked) for n in numbers], pixels=bool(teaching.plugs))
+        return batch(processor, pool, [n % len(pool.asked) for n in numbers], pixels=bool(fine_tuning.plugs))
 
     @contextmanager
     def around(step: int) -> Iterator[None]:
-        with plugged(model, teaching.plugs[step % len(teaching.plugs)] if teaching.plugs else {}):
+        with plugged(model, fine_tuning.plugs[step % len(fine_tuning.plugs)] if fine_tuning.plugs else {}):
             yield
 
     return fit(
         Learner(model, objective, tuning, reference=model),
         batch_of_step,
-        teaching.steps,
+        fine_tuning.steps,
         seed=seed,
-        optim=OptimConfig(kind="adamw", lr=teaching.rate, weight_decay=0.0),
+        optim=OptimConfig(kind="adamw", lr=fine_tuning.rate, weight_decay=0.0),
         train=[{"tuning": 1.0} if tuning is not None else {"*": 1.0, "encoders.*": 0.0}],
         around=around,
     )
 
 
-def _collate(objective: Objective | None, model: Any, processor: Any, teaching: Teaching) -> Any:
+def _collate(objective: Objective | None, model: Any, processor: Any, fine_tuning: FineTuning) -> Any:
     """What makes the objective's batches, None where the pool does."""
     if objective is None:
         return None
     objective.prepare(model, processor)
     side = int(model.image_size)
-    world = World(**{"split": "train", "width": side, "height": side, **teaching.world})
-    return objective.collate([world], processor, teaching.batch)
+    world = World(**{"split": "train", "width": side, "height": side, **fine_tuning.world})
+    return objective.collate([world], processor, fine_tuning.batch)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A reference model that can say whether a view holds anything at all: a recipe for `lab.derived`.
+"""A reference model that can tell whether a view contains any object: a recipe for `lab.derived`.
 
 nano-glimpses   half of its further training are questions about scenes, half asks of views of one to eight times its resolution
                 whether there is an object

@@ -149,8 +149,8 @@ class TextRows:
         from tessera.lab.protocols.planted import MIXED, choices, planted
 
         visual = choices({**MIXED, "split": "train"}, 0, 540)
-        lesson = [*visual, *(item for turn in range(6) for item in planted(visual, f"train {turn}"))]
-        self.rows: list[Row] = [([], q.text, q.answer) for item in lesson for q in item.questions]
+        train_items = [*visual, *(item for turn in range(6) for item in planted(visual, f"train {turn}"))]
+        self.rows: list[Row] = [([], q.text, q.answer) for item in train_items for q in item.questions]
 
     def __call__(self, step: int) -> list[Row]:
         """Rows of one step, drawn by its number."""

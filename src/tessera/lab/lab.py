@@ -1,4 +1,4 @@
-"""What protocols measure with: reference models, one engine that answers, kept results, counting and timing.
+"""The tools of protocols: reference models, one engine that answers, cached results, counting and timing.
 
 Everything is computed in float32 with a fixed number of threads, so that a verdict does not depend on the processor.
 """

@@ -1,8 +1,8 @@
-"""Fingerprints of parts: what they give on their contract benches, tiny models with fixed random weights.
+"""Fingerprints of parts: what they give on their contract fixtures, tiny models with fixed random weights.
 
 Every part is tried with its tiny options, with its options for doing nothing, and once with every other value of an option
 that is one of a few words or a yes or no, because such an option hides code. A part whose socket has no model around it (engines,
-benchmarks, probes, grounding, agents) is tried on fixed samples of the world and scripted answers (`things.py`). What a bench
+benchmarks, probes, grounding, agents) is tried on fixed samples of the world and scripted answers (`things.py`). What a fixture
 cannot reach a part may add itself, as a function `behaviour()` that returns `Numbers` in its claims file or, of a part of
 ours, in `claims/<socket>/<part>_behaviour.py`.
 """
@@ -20,43 +20,48 @@ from tessera.errors import TesseraError, UserError
 from tessera.hosts.tiny_configs import RECIPES
 from tessera.lab import claims, things
 from tessera.lab.behaviour import Numbers, summary
-from tessera.lab.contract.bench import Bench
-from tessera.lab.contract.hosted import HostBench
-from tessera.lab.contract.models import ComposedBench, DualBench, ModelBench
-from tessera.lab.contract.others import CompressionBench, FewShotBench, PixelsBench
-from tessera.lab.contract.table import benches
-from tessera.lab.contract.training import ObjectiveBench, TuningBench
+from tessera.lab.contract.fixture import Fixture
+from tessera.lab.contract.hosted import HostFixture
+from tessera.lab.contract.models import ComposedFixture, DualFixture, ModelFixture
+from tessera.lab.contract.others import CompressionFixture, FewShotFixture, PixelsFixture
+from tessera.lab.contract.table import fixtures
+from tessera.lab.contract.training import ObjectiveFixture, TuningFixture
 
 MOST = 24
 """Gradients of more parameters than this are told by a summary."""
 
 
 def of_part(part: registry.Part) -> Numbers:
-    """What the part does on every bench that it has, in every variant, and its own `behaviour()`.
+    """What the part does on every fixture that it has, in every variant, and its own `behaviour()`.
 
-    Raises `TesseraError` for a part whose socket has no bench and which has no `behaviour()`.
+    Raises `TesseraError` for a part whose socket has no fixture and which has no `behaviour()`.
     """
     own = _own(part)
     found: dict[str, list[float] | str] = {f"own: {name}": value for name, value in own.items()}
-    for kind in benches(part):
-        if kind is Bench and part.socket not in things.LOOKS:  # nothing is known of such a part but what it says itself
+    for kind in fixtures(part):
+        if kind is Fixture and part.socket not in things.BEHAVIOURS:  # nothing is known of such a part but what it says itself
             if not own:
                 raise TesseraError(
-                    f"{part.socket}/{part.name}: socket {part.socket!r} has no bench, so the part's claims file needs a function "
+                    f"{part.socket}/{part.name}: socket {part.socket!r} has no fixture, so its claims file needs a function "
                     "behaviour() that returns what the part does as {what: [numbers] or a text}; freshness is judged by it."
                 )
             continue
-        plain = _of_bench(kind(part))
-        found |= {f"{kind.__name__}: {name}": value for name, value in plain.items()}
+        plain = _of_fixture(kind(part))
+        found |= {f"{_label(kind)}: {name}": value for name, value in plain.items()}
         for label, options in variants(kind(part)):
-            bench = kind(part)
-            bench.options = {**bench.options, **options}
+            fixture = kind(part)
+            fixture.options = {**fixture.options, **options}
             try:
-                values = _of_bench(bench)
+                values = _of_fixture(fixture)
             except (UserError, AssertionError) as error:  # `Broken` where no model takes these options: that is a behaviour too
                 values = {"refused": type(error).__name__}
-            found |= {f"{kind.__name__}, {label}: {name}": _short(value) for name, value in values.items()}
+            found |= {f"{_label(kind)}, {label}: {name}": _short(value) for name, value in values.items()}
     return found
+
+
+def _label(kind: type[Fixture]) -> str:
+    """What fingerprints on disk are called, as fixtures were called when they were written."""
+    return f"{kind.__name__.removesuffix('Fixture')}Bench"
 
 
 def _short(value: Any) -> Any:
@@ -66,19 +71,19 @@ def _short(value: Any) -> Any:
     return value if isinstance(value, str) or len(value) <= 6 else summary(torch.tensor(value, dtype=torch.float64), 4)
 
 
-def variants(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+def variants(fixture: Fixture) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, options): those for doing nothing, and each other value of options that are Literals or booleans."""
-    if bench.Config is None:
+    if fixture.Config is None:
         return
-    says = getattr(bench.target, "identity", None)
+    says = getattr(fixture.target, "identity", None)
     if callable(says):
         yield "doing nothing", dict(says())
-    example = bench.target.example(things.LAYERS) if isinstance(bench, HostBench) else {}
+    example = fixture.target.example(things.LAYERS) if isinstance(fixture, HostFixture) else {}
     try:
-        now = to_dict(build(bench.Config, {**example, **bench.options}, bench.part.name))
-    except UserError:  # options that must be given, which the bench knows
-        now = dict(bench.options)
-    for name, kind in field_types(bench.Config).items():
+        now = to_dict(build(fixture.Config, {**example, **fixture.options}, fixture.part.name))
+    except UserError:  # options that must be given, which the fixture knows
+        now = dict(fixture.options)
+    for name, kind in field_types(fixture.Config).items():
         for value in _values(kind):
             if value != now.get(name):
                 yield f"{name} {value}", {name: value}
@@ -108,54 +113,54 @@ def _own(part: registry.Part) -> Numbers:
     return found
 
 
-def _of_bench(bench: Bench) -> dict[str, Any]:
-    from tessera.lab.contract.bench import quiet, seeded
+def _of_fixture(fixture: Fixture) -> dict[str, Any]:
+    from tessera.lab.contract.fixture import quiet, seeded
 
-    kinds: tuple[tuple[type[Bench], Any], ...] = (
-        (HostBench, _hosted),
-        (ModelBench, _composed),
-        (ObjectiveBench, _objective),
-        (TuningBench, _tuning),
-        (PixelsBench, _pixels),
-        (CompressionBench, _compression),
-        (FewShotBench, _few_shot),
+    kinds: tuple[tuple[type[Fixture], Any], ...] = (
+        (HostFixture, _hosted),
+        (ModelFixture, _composed),
+        (ObjectiveFixture, _objective),
+        (TuningFixture, _tuning),
+        (PixelsFixture, _pixels),
+        (CompressionFixture, _compression),
+        (FewShotFixture, _few_shot),
     )
     with quiet():
-        if isinstance(bench, (ObjectiveBench, TuningBench, FewShotBench)):
+        if isinstance(fixture, (ObjectiveFixture, TuningFixture, FewShotFixture)):
             _warm()
         with seeded():
             for kind, look in kinds:
-                if isinstance(bench, kind):
-                    return look(bench)
-            if bench.part.socket in things.LOOKS:
-                return things.LOOKS[bench.part.socket](bench)
-    raise TesseraError(f"{bench.part.socket}/{bench.part.name}: {type(bench).__name__} has no fingerprint yet.")
+                if isinstance(fixture, kind):
+                    return look(fixture)
+            if fixture.part.socket in things.BEHAVIOURS:
+                return things.BEHAVIOURS[fixture.part.socket](fixture)
+    raise TesseraError(f"{fixture.part.socket}/{fixture.part.name}: {type(fixture).__name__} has no fingerprint yet.")
 
 
 def _warm() -> None:
     """The miniature models, each from the same random numbers, whichever part asks first."""
     from tessera.lab.contract import training
-    from tessera.lab.contract.bench import seeded
+    from tessera.lab.contract.fixture import seeded
 
     for name in training.RECIPES:
         with seeded():
             training.subject(name)
 
 
-def _hosted(bench: HostBench) -> dict[str, Any]:
+def _hosted(fixture: HostFixture) -> dict[str, Any]:
     """Logits of a forward with the part plugged in, which tokens enter every layer, what is generated; with two images too."""
     import torch
 
-    with torch.no_grad(), bench.plugged() as (model, host):
-        logits = model(**bench.home.inputs).logits
+    with torch.no_grad(), fixture.plugged() as (model, host):
+        logits = model(**fixture.home.inputs).logits
         stages = [] if host.sequence is None else host.sequence.stages
         places = [float(x) for stage in stages for row in stage.index for x in (len(row), int(row.sum()))]
-        said = bench.home.generate(use_cache=True)
+        said = fixture.home.generate(use_cache=True)
     found = {"logits": summary(logits), "places": places, "generated": str(said.tokens.tolist())}
-    if RECIPES[bench.home.family].most_images > 1:
+    if RECIPES[fixture.home.family].most_images > 1:
         try:
-            with torch.no_grad(), bench.plugged() as (model, host):
-                logits = model(**bench.home.tiny.inputs((2, 1))).logits
+            with torch.no_grad(), fixture.plugged() as (model, host):
+                logits = model(**fixture.home.tiny.inputs((2, 1))).logits
                 stages = [] if host.sequence is None else host.sequence.stages
                 places = [float(x) for stage in stages for row in stage.index for x in (len(row), int(row.sum()))]
         except UserError as error:
@@ -165,40 +170,40 @@ def _hosted(bench: HostBench) -> dict[str, Any]:
     return found
 
 
-def _composed(bench: ModelBench) -> dict[str, Any]:
+def _composed(fixture: ModelFixture) -> dict[str, Any]:
     """What a model around the part gives for two rows, padded on either side, its loss, and in training mode (where capacities
     and auxiliary losses act) the loss and the gradients of the part's parameters."""
     import torch
 
-    model = bench.model
-    found: dict[str, Any] = {f"row {n}": summary(out) for n, out in enumerate(bench.seen(model, [0, 1]))}
-    found |= {f"row {n}, padded on the right": summary(out, 2) for n, out in enumerate(bench.seen(model, [0, 1], "right"))}
-    if isinstance(bench, DualBench):
+    model = fixture.model
+    found: dict[str, Any] = {f"row {n}": summary(out) for n, out in enumerate(fixture.seen(model, [0, 1]))}
+    found |= {f"row {n}, padded on the right": summary(out, 2) for n, out in enumerate(fixture.seen(model, [0, 1], "right"))}
+    if isinstance(fixture, DualFixture):
         with torch.no_grad():
-            found["likeness"] = summary(model(**bench.inputs(model, [0, 1, 2])).logits_per_image)
-    if isinstance(bench, ComposedBench):
+            found["likeness"] = summary(model(**fixture.inputs(model, [0, 1, 2])).logits_per_image)
+    if isinstance(fixture, ComposedFixture):
         with torch.no_grad():
-            found["two images"] = summary(model(**_two_images(bench)).logits)
+            found["two images"] = summary(model(**_two_images(fixture)).logits)
     rows = [0, 1, 2]  # an odd number: means over rows differ from sums and from halves
-    found["loss"] = [float(bench.loss(model, bench.inputs(model, rows)).detach())]
+    found["loss"] = [float(fixture.loss(model, fixture.inputs(model, rows)).detach())]
     torch.manual_seed(0)
     model.train()
-    loss = bench.loss(model, bench.inputs(model, rows))
+    loss = fixture.loss(model, fixture.inputs(model, rows))
     found["loss in training"] = [float(loss.detach())]
     if loss.requires_grad:
         loss.backward()
-        for number, module in enumerate(bench.modules(model)):
+        for number, module in enumerate(fixture.modules(model)):
             found[f"gradients {number}"] = _gradients(module)
     model.zero_grad(set_to_none=True)
     model.eval()
     return found
 
 
-def _two_images(bench: ComposedBench) -> dict[str, Any]:
+def _two_images(fixture: ComposedFixture) -> dict[str, Any]:
     """One row with two images and words behind each."""
     import torch
 
-    first, second = (bench.inputs(bench.model, [row]) for row in (0, 2))
+    first, second = (fixture.inputs(fixture.model, [row]) for row in (0, 2))
     joined = {name: torch.cat([first[name], second[name][:, 1:]], 1) for name in ("input_ids", "attention_mask")}
     return {**joined, "pixel_values": torch.cat([first["pixel_values"], second["pixel_values"]])}
 
@@ -211,13 +216,13 @@ def _gradients(module: Any) -> list[float]:
     return norms if len(norms) <= MOST else summary(torch.tensor(norms, dtype=torch.float64))
 
 
-def _objective(bench: ObjectiveBench) -> dict[str, Any]:
+def _objective(fixture: ObjectiveFixture) -> dict[str, Any]:
     """The loss of three samples with model, objective and reference stirred, its numbers, and gradients of both."""
     import torch
 
-    from tessera.lab.contract.bench import stir
+    from tessera.lab.contract.fixture import stir
 
-    objective, model, collate, reference = bench.ready
+    objective, model, collate, reference = fixture.ready
     stir(model, 0)
     stir(objective, 2)
     if reference is not None:
@@ -228,11 +233,11 @@ def _objective(bench: ObjectiveBench) -> dict[str, Any]:
     numbers = [0, 1, 2]
     for name, value in sorted(collate(numbers).items()):
         found[f"batch {name}"] = summary(value, 4) if isinstance(value, torch.Tensor) else str(value)[:200]
-    loss = bench.loss(numbers)
+    loss = fixture.loss(numbers)
     found["loss"] = [float(loss.loss_sum.detach()), float(loss.loss_weight)]
     found["numbers"] = [float(torch.as_tensor(value).detach()) for _, value in sorted(loss.numbers.items())]
     torch.manual_seed(0)
-    loss = bench.loss(numbers, train=True)
+    loss = fixture.loss(numbers, train=True)
     found["loss in training"] = [float(loss.loss_sum.detach())]
     loss.loss_sum.backward()
     found["gradients of the model"] = _gradients(model)
@@ -242,51 +247,51 @@ def _objective(bench: ObjectiveBench) -> dict[str, Any]:
     return found
 
 
-def _tuning(bench: TuningBench) -> dict[str, Any]:
+def _tuning(fixture: TuningFixture) -> dict[str, Any]:
     """Logits with the tuning's parameters random, switched off, and gradients of its parameters; what asks for gradients."""
-    from tessera.lab.contract.bench import stir
+    from tessera.lab.contract.fixture import stir
     from tessera.lab.contract.training import SIDE, _plain, subject
     from tessera.world import World
 
-    tuning, model, module = bench.put()
+    tuning, model, module = fixture.put()
     found: dict[str, Any] = {f"just put in, {n}": summary(p, 2) for n, p in sorted(module.named_parameters())[:4]}
     found["trained"] = [float(sum(p.numel() for p in part.parameters() if p.requires_grad)) for part in (module, model)]
     stir(module)
-    found |= {f"row {n}": summary(out) for n, out in enumerate(bench.seen(model, [0, 1]))}
+    found |= {f"row {n}": summary(out) for n, out in enumerate(fixture.seen(model, [0, 1]))}
     batch = _plain("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
     model(**batch).loss.backward()
     found["gradients"] = _gradients(module)
     with tuning.off():
-        found["switched off"] = summary(bench.seen(model, [0])[0])
+        found["switched off"] = summary(fixture.seen(model, [0])[0])
     return found
 
 
-def _pixels(bench: PixelsBench) -> dict[str, Any]:
+def _pixels(fixture: PixelsFixture) -> dict[str, Any]:
     """Boxes, layers and pixels of the views of four pictures."""
     import numpy as np
 
     found: dict[str, Any] = {}
     for size in ((97, 61), (40, 200), (640, 320), (300, 310)):
-        views = bench.views(size)
+        views = fixture.views(size)
         found[f"boxes {size}"] = [float(x) for view in views for x in view.box]
         found[f"views {size}"] = str([(v.layer, v.image.size) for v in views])
         found[f"pixels {size}"] = [float(np.asarray(v.image, dtype=np.float64)[::2, ::3].mean()) for v in views]
     return found
 
 
-def _compression(bench: CompressionBench) -> dict[str, Any]:
+def _compression(fixture: CompressionFixture) -> dict[str, Any]:
     """Logits of what the part makes, and of its weights the first."""
-    made = bench.compressed()
+    made = fixture.compressed()
     state = sorted(made.state_dict().items())
     total = [float(value.double().norm()) for _, value in state]
     import torch
 
-    return {"logits": summary(bench.seen(made, [0, 1, 2])), "weights": summary(torch.tensor(total, dtype=torch.float64))}
+    return {"logits": summary(fixture.seen(made, [0, 1, 2])), "weights": summary(torch.tensor(total, dtype=torch.float64))}
 
 
-def _few_shot(bench: FewShotBench) -> dict[str, Any]:
+def _few_shot(fixture: FewShotFixture) -> dict[str, Any]:
     """Logits of the classifier that the part fits."""
-    from tessera.lab.contract.bench import stir
+    from tessera.lab.contract.fixture import stir
 
-    stir(bench.dual.model)
-    return {"logits": summary(bench.fitted().logits(bench.images([8, 9, 10])))}
+    stir(fixture.dual.model)
+    return {"logits": summary(fixture.fitted().logits(fixture.images([8, 9, 10])))}

@@ -1,9 +1,9 @@
-"""Frozen vision towers read place by place: features with what the world knows about every place.
+"""Features of frozen vision towers with the world's labels of every place.
 
     seen = look(towers, [world[i] for i in range(200)])
     seen.features[0]      what tower 0 gives, [I, N, D]
 
-Every place of an image has its truth: the category and the tint of its thing, the thing's box as seen from there, the character
+Every place of an image has labels: the category and the tint of its thing, the thing's box as seen from there, the character
 that stands there.
 
 Legend: I images, N places in reading order, L layers of a tower, D its channels.

@@ -1,5 +1,5 @@
-"""What a reference model has that methods act on: redundancy of visual tokens, language prior, calibration, division of labour
-between its encoders.
+"""Properties of a reference model that methods act on: redundancy of visual tokens, language prior, calibration, division of
+labour between its encoders.
 
     found = measure(model, processor, questions=800)
     write_json(folder / "preconditions.json", found)

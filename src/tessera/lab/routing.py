@@ -1,4 +1,4 @@
-"""A MoVA learns to answer about cut-outs of images from frozen experts, and its router which expert to ask. Imports torch; the
+"""Training of a MoVA on cut-outs of images with frozen experts, and of its router. Imports torch; the
 protocol `expert_routing` imports it inside functions.
 
 Legend: I images, N places of a cut-out, E experts, Q words of the question.
@@ -132,7 +132,7 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
         assert mova.router is not None
         router = set(mova.router.parameters())
         learned = [p for p in [*mova.parameters(), *head.parameters()] if p not in router]
-        descend(learned, lambda order: loss(*_lots(train, experts, order)).mean(), steps, lr=RATE, seed=seed)
+        descend(learned, lambda order: loss(*_draws(train, experts, order)).mean(), steps, lr=RATE, seed=seed)
         mova.eval()
         rows = torch.arange(len(train.labels))
         with torch.no_grad():
@@ -167,7 +167,7 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
         return scores
 
 
-def _lots(asked: Asked, experts: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draws(asked: Asked, experts: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images of a step, and which experts are named for each: all for half of them, else any."""
     rows = torch.randint(len(asked.labels), (BATCH,), generator=order)
     every = torch.rand(BATCH, 1, generator=order) < 0.5

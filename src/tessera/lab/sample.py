@@ -71,7 +71,7 @@ def draw(parts: Iterable[tuple[str, str]], key: str, budget: float, first: Seque
 
 
 def again(chosen: Sequence[Drawn], lab: Lab, on_claim: Callable[[Drawn, Again | None], None] | None = None) -> list[Again]:
-    """Measures the claims; `on_claim` hears of each before and after. Nothing is written."""
+    """Measures the claims; `on_claim` is called before and after each. Nothing is written."""
     from tessera.lab.verify import run
 
     found = []

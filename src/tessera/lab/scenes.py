@@ -1,4 +1,4 @@
-"""Scenes with their questions and what frozen towers see of them: what short trainings are taught with and tested on.
+"""Scenes with their questions and the features of frozen towers: training and test data of short trainings.
 
     pool = scenes(model, processor, 800, split="train", types=("category",), things=(1, 3), most=6)
     model(**batch(pool, processor, pool.asked[:8], alone=False)).loss

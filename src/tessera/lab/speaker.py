@@ -1,4 +1,4 @@
-"""A model that says anything: random logits from a token and an image, for exact claims about objectives.
+"""A stand-in for a model: random logits from a token and an image, for exact claims about objectives.
 
 Shapes: B rows, T tokens, M images of all rows that have placeholders, in order, V vocabulary.
 """

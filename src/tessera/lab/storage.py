@@ -1,4 +1,4 @@
-"""Keeps the lab's cache folder from growing without end.
+"""Limits the size of the lab's cache folder.
 
     <hash>.json, <hash>/          outcomes of arms, derived models (`Lab.kept`, `Lab.folder`)
     outcomes/<claim>.json         what `tessera verify --rejudge` judges again

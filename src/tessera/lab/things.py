@@ -1,4 +1,4 @@
-"""What parts without a model around them do on fixed samples of the world and scripted answers: engines, benchmarks, probes,
+"""Behaviour of parts without a model around them on fixed samples of the world and scripted answers: engines, benchmarks, probes,
 grounding, agents."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tessera.lab.contract.bench import Bench
+from tessera.lab.contract.fixture import Fixture
 
 LAYERS = 6
 """Layers of the tiny hosts (`hosts.tiny_configs.LAYERS`), for which host parts give their example options."""
@@ -21,33 +21,33 @@ def digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def shrunk(bench: Bench) -> dict[str, Any]:
+def shrunk(fixture: Fixture) -> dict[str, Any]:
     """Smaller sizes for the part's options, where it has them."""
-    if bench.Config is None:
+    if fixture.Config is None:
         return {}
-    now = bench.config()
+    now = fixture.config()
     return {k: v for k, v in SMALL.items() if isinstance(held := getattr(now, k, None), int) and held > v}
 
 
-def made(bench: Bench) -> Any:
+def made(fixture: Fixture) -> Any:
     """The part with small sizes."""
-    return bench.target(bench.config(**shrunk(bench))) if bench.Config is not None else bench.target()
+    return fixture.target(fixture.config(**shrunk(fixture))) if fixture.Config is not None else fixture.target()
 
 
-def engine(bench: Bench) -> dict[str, Any]:
+def engine(fixture: Fixture) -> dict[str, Any]:
     """Questions about eight scenes of the training split: a digest, counts of their programs, and the first of each program."""
     from tessera.data.scene_graph import of_samples
     from tessera.world import World
 
     world = World(split="train", kinds={"scene": 1.0})
     annotated = of_samples([world.sample(i, "scene") for i in range(8)])
-    found = list(bench.made().instructions(annotated))
+    found = list(fixture.made().instructions(annotated))
     lines = []
     for one in found:
         q = one.question
         lines.append(f"{'+'.join(p.name for p in one.pictures)}|{q.type}|{q.text}|{q.answer}|{sorted(q.choices)}")
     counts = Counter(i.question.type for i in found)
-    record = next(iter(bench.made().records(annotated)), None)
+    record = next(iter(fixture.made().records(annotated)), None)
     return {
         "instructions": digest(lines),
         "counts": str(sorted(counts.items())),
@@ -56,11 +56,11 @@ def engine(bench: Bench) -> dict[str, Any]:
     }
 
 
-def benchmark(bench: Bench) -> dict[str, Any]:
+def benchmark(fixture: Fixture) -> dict[str, Any]:
     """What is asked about which pictures, and what scripted answers are worth."""
     import numpy as np
 
-    part = made(bench)
+    part = made(fixture)
     items = list(part.items())
     asked = [q for item in items for q in item.questions]
     found: dict[str, Any] = {
@@ -88,27 +88,27 @@ def benchmark(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def probe(bench: Bench) -> dict[str, Any]:
+def probe(fixture: Fixture) -> dict[str, Any]:
     """What the probe finds in a tiny model with random weights."""
     from tessera.lab.protocols.tiny import tiny_model
 
-    smaller = shrunk(bench)
-    if hasattr(bench.config(), "world"):
+    smaller = shrunk(fixture)
+    if hasattr(fixture.config(), "world"):
         smaller["world"] = {"split": "test", "width": 64, "height": 64}
-    findings = bench.target(bench.config(**smaller)).run(*tiny_model())
-    found: dict[str, Any] = {n: [i.value, i.low, i.high] for n, i in sorted(findings.numbers.items())}
-    found |= {f"profile {n}": [float(x) for x in values] for n, values in sorted(findings.profile.items())}
-    return found | {"n": [float(findings.n)]}
+    result = fixture.target(fixture.config(**smaller)).run(*tiny_model())
+    found: dict[str, Any] = {n: [i.value, i.low, i.high] for n, i in sorted(result.numbers.items())}
+    found |= {f"profile {n}": [float(x) for x in values] for n, values in sorted(result.profile.items())}
+    return found | {"n": [float(result.n)]}
 
 
-def grounding(bench: Bench) -> dict[str, Any]:
+def grounding(fixture: Fixture) -> dict[str, Any]:
     """What is found in the answers of a scripted model whose every token is surer than the one before."""
     from tessera.lab.protocols.tiny import tiny_model
     from tessera.world import World
 
     _, processor = tiny_model()
     samples = [World(split="train").sample(i, "scene") for i in (3, 4)]
-    part = bench.made()
+    part = fixture.made()
     images = [s.images()[0] for s in samples]
     spelled = "dog 10 20 30 40, cat 05 06 50 60, dog 12 20 31 42"
     found = part.locate(Scripted(processor.tokenizer, spelled), processor, images, [[], ["dog", "cat"]])
@@ -142,19 +142,19 @@ class Scripted:
         return SimpleNamespace(sequences=torch.cat([input_ids, new], 1), logits=tuple(logits))
 
 
-class ScriptedSeer:
-    """A model as agents see it that answers by the size and the mean of pictures and the length of what is asked."""
+class ScriptedModel:
+    """A `ModelInterface` that answers by the size and the mean of pictures and the length of what is asked."""
 
     size = 64
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.prompts: list[str] = []
 
     def _number(self, images: Sequence[Any], text: str) -> float:
         import numpy as np
 
         seen = [float(np.asarray(i.convert("L"), dtype=np.float64)[::4, ::4].std()) / 40 for i in images]
-        self.heard.append(f"{[i.size for i in images]}|{text}")
+        self.prompts.append(f"{[i.size for i in images]}|{text}")
         return (sum(seen) + 0.137 * len(text)) % 1.0
 
     def ask(self, images: Sequence[Any], question: str) -> str:
@@ -171,7 +171,7 @@ class ScriptedSeer:
         return [self._number(images, question + answer) for answer in answers]
 
 
-def agent(bench: Bench) -> dict[str, Any]:
+def agent(fixture: Fixture) -> dict[str, Any]:
     """What an agent asks a scripted model, what it was told in the end, and where it looked."""
     from tessera.world import World
 
@@ -179,16 +179,16 @@ def agent(bench: Bench) -> dict[str, Any]:
     for at, (width, height) in enumerate(((256, 256), (400, 220))):
         picture = World(split="train", width=width, height=height).sample(5 + at, "scene").images()[0]
         for cues in (None, ["dog"], ["all cups", "fire engine"]):
-            seer = ScriptedSeer()
-            told = bench.made().answer(seer, picture, "What colour is the dog?", ["red", "light blue", "green"], cues)
+            interface = ScriptedModel()
+            told = fixture.made().answer(interface, picture, "What colour is the dog?", ["red", "light blue", "green"], cues)
             name = f"{width} x {height}, {cues}"
-            found[f"{name}: asked"] = digest(seer.heard)
-            found[f"{name}: told"] = str((told.text, told.cues, told.pops, told.asked, len(seer.heard)))
+            found[f"{name}: asked"] = digest(interface.prompts)
+            found[f"{name}: told"] = str((told.text, told.cues, told.pops, told.asked, len(interface.prompts)))
             found[f"{name}: boxes"] = [float(x) for box in told.boxes for x in box]
     return found
 
 
-LOOKS: Mapping[str, Callable[[Bench], dict[str, Any]]] = {
+BEHAVIOURS: Mapping[str, Callable[[Fixture], dict[str, Any]]] = {
     "engines": engine,
     "benchmarks": benchmark,
     "probes": probe,

@@ -1,4 +1,4 @@
-"""Runs claims and keeps what came of them.
+"""Runs claims and keeps their results.
 
 Outcomes are kept as they are measured, so that an interrupted run goes on where it stopped, and every claim's result goes into
 its part's evidence at once. `rejudge` judges kept outcomes again, without measuring anything.

@@ -331,7 +331,7 @@ def _language_model(config: TesseraConfig) -> tuple[Any, nn.Module, dict[str, st
     """The language model of a configuration, taken apart: (without its head, its head, how the two can be tied).
 
     Both are built by the causal class, so they begin with its weights. The last: name of the head's weight -> name of the
-    embeddings' in the whole model, empty for a class that never ties them. Raises `UserError` for a class without a head.
+    embeddings' in the full model, empty for a class that never ties them. Raises `UserError` for a class without a head.
     """
     causal: Any = AutoModelForCausalLM.from_config(config.text_config)
     base, head = causal.base_model, causal.get_output_embeddings()

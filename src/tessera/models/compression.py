@@ -49,7 +49,7 @@ class Merger(Protocol):
 
 
 def vision_of(model: nn.Module) -> nn.Module:
-    """The vision tower (of Tessera's own models all encoders) of a model that has other organs too, else the model itself.
+    """The vision tower (of Tessera's own models all encoders) of a vision-language model, else the model itself.
 
     Raises `UserError` if a model says that it reads images and no tower is found.
     """

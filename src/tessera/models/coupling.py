@@ -9,7 +9,7 @@ embeddings, and the language model knows nothing of it. Others say, one by one, 
 - what happens within the language model: they get it at construction and hook its layers or put layers into it. Hooks find in
   `self.now` what the present pass is about, and nothing outside of a pass of the composed model: the language model by itself
   is then as it was;
-- what later passes of a generation must know (`Pass.memory`, which rides on the cache);
+- what later passes of a generation must know (`Pass.memory`, which is attached to the cache);
 - a loss of their own (`loss`).
 
 A coupling never registers the language model as its own module, so that the names of weights stay what they are in a plain

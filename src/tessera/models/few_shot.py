@@ -191,7 +191,7 @@ class FewShot(ABC):
 
 
 def zero_shot(dual: FrozenDual, names: Sequence[str]) -> Classifier:
-    """The classifier that no image has taught: cosines with the hand-written prompts."""
+    """The zero-shot classifier: cosines with the hand-written prompts."""
     weights = dual.classes(names)
     return Classifier(dual, names, lambda features: dual.scale * features @ weights.t())
 
@@ -203,17 +203,17 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
 
 
-def augmented(pixels: Tensor, lots: torch.Generator) -> Tensor:
+def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Every image cut at random (half to all of its area, sides 3:4 to 4:3), resized to its size, flipped half of the time."""
     count = len(pixels)
-    area = torch.rand(count, generator=lots) * 0.5 + 0.5
-    aspect = torch.exp((torch.rand(count, generator=lots) * 2 - 1) * math.log(4 / 3))
+    area = torch.rand(count, generator=generator) * 0.5 + 0.5
+    aspect = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * math.log(4 / 3))
     wide, tall = ((area * aspect).sqrt().clamp(max=1.0), (area / aspect).sqrt().clamp(max=1.0))
-    flip = torch.where(torch.rand(count, generator=lots) < 0.5, -1.0, 1.0)
+    flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = wide * flip, tall
-    theta[:, 0, 2] = (torch.rand(count, generator=lots) * 2 - 1) * (1 - wide)
-    theta[:, 1, 2] = (torch.rand(count, generator=lots) * 2 - 1) * (1 - tall)
+    theta[:, 0, 2] = (torch.rand(count, generator=generator) * 2 - 1) * (1 - wide)
+    theta[:, 1, 2] = (torch.rand(count, generator=generator) * 2 - 1) * (1 - tall)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False).to(pixels.dtype)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -222,8 +222,8 @@ def views(dual: FrozenDual, shots: Shots, count: int, seed: int) -> Tensor:
     """Features [count, I, E] of `count` augmented copies of the shots; 0 copies: of the images as they are, once."""
     if count == 0:
         return dual.images(shots.pixels)[None]
-    lots = torch.Generator().manual_seed(seed)
-    return torch.stack([dual.images(augmented(shots.pixels, lots)) for _ in range(count)])
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([dual.images(augmented(shots.pixels, generator)) for _ in range(count)])
 
 
 def _pooled(features: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Loading and saving whole models: the shipped reference models, local folders, and any transformers
+"""Loading and saving models: the shipped reference models, local folders, and any transformers
 checkpoint.
 
 Checkpoints are safetensors; nothing is unpickled. The network is used only for a name of the form `org/name`

@@ -1,6 +1,6 @@
 """Where visual tokens stand in their images: layouts of a host as flat tensors.
 
-Shapes: V visual tokens of a batch, row by row in prompt order; B rows, S logical and K physical tokens.
+Shapes: V visual tokens of a batch, row by row in prompt order; B rows, S tokens of the prompt, K tokens left.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tessera.recipes import object_expert, reading_expert
-from tessera.recipes.recipe import Lesson, Recipe
+from tessera.recipes.recipe import Recipe, StageData
 from tessera.training.options import Questions
 from tessera.training.plan import OptimConfig, Schedule, Stage, TrainConfig
 from tessera.world import WorldConfig
@@ -74,10 +74,10 @@ def nano() -> Recipe:
     From the beginning with 196 tokens. The shipped weights came a shorter way: they learned with 49 tokens and were widened then
     (`references/nano` holds every step).
 
-    Its first lesson is nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
+    Its first stage trains on nothing but lists of names with their places, in an order that cannot be guessed: with a mixture of
     questions from the start, the path from a name to where it is seen does not form in thousands of steps; alone it forms in a
-    few hundred and then carries the rest. How things look is a lesson of its own for the same reason.
-    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its look or kind
+    few hundred and then carries the rest. Attributes have a stage of their own for the same reason.
+    Besides, every visual token is followed by the name of what it shows (`questions.naming`), or by its attributes or kind
     (`questions.looks`).
     """
     few = WorldConfig(kinds={"scene": 1.0}, things=(1, 4))
@@ -103,10 +103,10 @@ def nano() -> Recipe:
         model=shipped(),
         start=dict(EXPERTS),
         lessons={
-            "places": Lesson(worlds=[few, few, written], questions=placing),
-            "few": Lesson(worlds=[few, few, few, written], questions=asking),
-            "looks": Lesson(worlds=[few, scenes, scenes, written], questions=looking),
-            "again": Lesson(questions=replace(everything, looks=0.4, weights=dict(LATER))),
+            "places": StageData(worlds=[few, few, written], questions=placing),
+            "few": StageData(worlds=[few, few, few, written], questions=asking),
+            "looks": StageData(worlds=[few, scenes, scenes, written], questions=looking),
+            "again": StageData(questions=replace(everything, looks=0.4, weights=dict(LATER))),
         },
         worlds=[WorldConfig(kinds=kinds)],
         questions=everything,

@@ -11,7 +11,7 @@ from tessera.world import WorldConfig
 def nano_clip() -> Recipe:
     """Contrastive, with captions that name every thing; batches are large because every caption is a negative for the others.
 
-    The tower comes from `nano_clip_tower`, trained first: captions alone teach a small tower what is where far more slowly.
+    The tower comes from `nano_clip_tower`, trained first: a small tower learns what is where far more slowly from captions alone.
     """
     return Recipe(
         name="nano_clip",

@@ -8,7 +8,7 @@ from tessera.training.plan import OptimConfig, Stage, TrainConfig
 
 
 def nano_clip_tower() -> Recipe:
-    """The object expert's lesson for a tower of the reading expert's size; `nano_clip` goes on from `runs/nano_clip_tower`."""
+    """The object expert's data for a tower of the reading expert's size; `nano_clip` goes on from `runs/nano_clip_tower`."""
     return Recipe(
         name="nano_clip_tower",
         about="Small vision tower with dense labels, where the reference dual encoder starts.",

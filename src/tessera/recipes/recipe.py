@@ -23,7 +23,7 @@ from tessera.world import WorldConfig
 
 
 @config
-class Lesson:
+class StageData:
     """What one training stage learns from instead of the recipe's own `worlds` and `questions`; None: those."""
 
     worlds: list[WorldConfig] | None = None
@@ -37,7 +37,7 @@ class Recipe:
 
     task: "questions" (composed model, packed questions), "objects" or "characters" (an expert, dense labels per patch),
     "captions" (dual encoder, contrastive). model: the model's configuration as plain data; start: socket -> reference model or
-    folder that its weights come from ("*": the whole model). worlds: where samples come from, in turn; lessons: what the training
+    folder that its weights come from ("*": the full model). worlds: where samples come from, in turn; lessons: what the training
     stages of these names learn from instead; scenes: as many are drawn and read by the frozen towers before the
     first step, and asked about again and again (task "questions"; 0: every step draws and reads new ones); data: a dataset's path
     in place of the worlds (task "questions"), with its image folder; blind: train and measure without images. objective: what is
@@ -52,7 +52,7 @@ class Recipe:
     model: dict[str, Any]
     start: dict[str, str] = field(default_factory=dict)
     worlds: list[WorldConfig] = field(default_factory=lambda: [WorldConfig()])
-    lessons: dict[str, Lesson] = field(default_factory=dict)
+    lessons: dict[str, StageData] = field(default_factory=dict)
     scenes: int = 0
     data: str | None = None
     images: str | None = None

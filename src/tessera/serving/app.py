@@ -279,7 +279,7 @@ class _Door:
             await send(message)
 
         try:
-            refused = self._stranger(scope)
+            refused = self._unauthorised(scope)
             if refused is None:
                 await self._app(scope, receiving, sending)
             else:
@@ -290,7 +290,7 @@ class _Door:
         finally:
             self._count(scope, time.monotonic() - begin)
 
-    def _stranger(self, scope: Scope) -> ApiError | None:
+    def _unauthorised(self, scope: Scope) -> ApiError | None:
         """The refusal of a request without the token."""
         if self._token is None or scope["path"] == "/healthz":
             return None

@@ -58,7 +58,7 @@ class Engine:
     """Answers requests one by one; called by one thread only.
 
     One question is asked as `tessera ask` asks it. Conversations, system messages and stop strings go through the chat template
-    of the whole conversation; for one question both give the same.
+    of the full conversation; for one question both give the same.
     """
 
     def __init__(self, session: Session, model: str, name: str, limits: Limits, fingerprint: str) -> None:

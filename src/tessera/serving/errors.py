@@ -72,5 +72,5 @@ def stopping() -> ApiError:
 
 
 def fault() -> ApiError:
-    """A 500: ours; nothing of the cause is told to strangers."""
+    """A 500: ours; clients are told nothing of the cause."""
     return ApiError(500, FAULT, kind=SERVER)

@@ -1,4 +1,4 @@
-"""What a stranger may ask of the server at most."""
+"""Limits of what a client may ask of the server."""
 
 from __future__ import annotations
 

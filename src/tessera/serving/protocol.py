@@ -363,7 +363,7 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """A JSON value as bytes; what a stranger's text cannot be encoded as is replaced."""
+    """A JSON value as bytes; what a client's text cannot be encoded as is replaced."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
 
 

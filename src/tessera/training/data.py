@@ -96,7 +96,7 @@ class Batches:
         return self.collate(self.indices(step, rank, world_size, micro))
 
 
-class Lessons:
+class StagedBatches:
     """Other data in every stage of a run."""
 
     def __init__(self, stages: Sequence[TrainingData], config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from tessera.world.concepts import concepts, pool
 from tessera.world.render import NOTHING, PANEL, SIGN, Drawing
 from tessera.world.scene import STYLES, Thing
 from tessera.world.text import ALPHABET
-from tessera.world.vocabulary import looks
+from tessera.world.vocabulary import attribute_values
 
 IGNORED = -100
 BACKGROUND, TEXT = "background", "text"
@@ -38,14 +38,14 @@ class DenseData:
 
     `kind` is "objects" (class of the thing that owns most of a patch; patches at edges are ignored) or "characters" (the
     character over a patch's centre; patches between characters are ignored). `worlds` take turns sample by sample.
-    `attributes` names those of `looks` that "objects" also come with, as "attribute_labels" [B, N, A].
+    `attributes` names those of `attribute_values` that "objects" also come with, as "attribute_labels" [B, N, A].
     """
 
     def __init__(self, worlds: Sequence[World], kind: str, patch: int, attributes: Sequence[str] = ()) -> None:
         self.worlds, self.kind, self.patch, self.attributes = list(worlds), kind, patch, list(attributes)
         for name in self.attributes:
-            if name not in looks():
-                raise unknown("attribute of things:", name, looks())
+            if name not in attribute_values():
+                raise unknown("attribute of things:", name, attribute_values())
         self._class = {concept: i for i, concept in enumerate(pool("base"))}
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class DenseData:
     def _told(self, owners: np.ndarray, things: Sequence[Thing]) -> np.ndarray:
         """The attributes' labels, int64 [N, A]; `IGNORED` where there is no thing."""
         labels = np.full((len(owners), len(self.attributes)), IGNORED, np.int64)
-        values = looks()
+        values = attribute_values()
         for i, thing in enumerate(things):
             said = {"tint": thing.tint or "none", "style": STYLES[thing.style]}
             labels[owners == i] = [values[name].index(said[name]) for name in self.attributes]

@@ -1,10 +1,10 @@
 """Labels for the visual tokens themselves: each is to be followed by the name of what it shows.
 
 Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
-The world knows what is under every token, so the same loss that teaches answers can teach the names token by token: after
+The world knows what is under every token, so the loss on answers can train the names too, token by token: after
 visual token i the language model is to say the first word of the thing that fills most of its cell, or the character that
-stands there on a sign. Of some it is to say the look or the kind in place of the name, or the colour of a sign in place of its
-text: otherwise the connector keeps nothing but what tells names apart. Nothing of this is seen by the model as input. Own
+stands there on a sign. Of some it is to say an attribute or the kind in place of the name, or the colour of a sign in place of
+its text: otherwise the connector keeps nothing but what tells names apart. Nothing of this is seen by the model as input. Own
 method, in the spirit of token labelling (All Tokens Matter, arXiv 2104.10858), with words of the language model as the classes.
 """
 
@@ -32,12 +32,12 @@ SHARE = 0.35
 class TokenNames:
     """Adds the labels to packed sequences whose images take g x g tokens each, in reading order.
 
-    `weight` is that of each such label's loss; an answer's tokens share about 1. `looks` is the share of things that are told by
-    tint, style or category, and of signs that are told by their colour. Raises `UserError` for other numbers of tokens.
+    `weight` is that of each such label's loss; an answer's tokens share about 1. `attributes` is the share of things that are
+    told by tint, style or category, and of signs that are told by their colour. Raises `UserError` for other numbers of tokens.
     """
 
-    def __init__(self, processor: Any, weight: float, looks: float = 0.0) -> None:
-        self.weight, self.looks, self.tokenizer = weight, looks, processor.tokenizer
+    def __init__(self, processor: Any, weight: float, attributes: float = 0.0) -> None:
+        self.weight, self.attributes, self.tokenizer = weight, attributes, processor.tokenizer
         self.grid = math.isqrt(processor.tokens_per_image)
         if self.grid**2 != processor.tokens_per_image:
             raise UserError(
@@ -59,7 +59,7 @@ class TokenNames:
 
     def words(self, scene: Scene, drawing: Drawing, rng: Rng) -> np.ndarray:
         """Token id per visual token of an image, int64 [g * g]; -1 where neither thing nor character is. `rng` says which things
-        and signs are told by their look."""
+        and signs are told by their attributes."""
         g, owner = self.grid, np.asarray(drawing.owner)
         h, w = (side - side % g for side in owner.shape)
         cells = owner[:h, :w].reshape(g, h // g, g, w // g).transpose(0, 2, 1, 3).reshape(g * g, -1)
@@ -70,7 +70,7 @@ class TokenNames:
             found[share >= most] = self._id(self._said(thing, rng))
             most = np.maximum(most, share)
         for text, boxes, colour in _written(scene, drawing):
-            coloured = bool(self.looks and colour) and rng.chance(self.looks)
+            coloured = bool(self.attributes and colour) and rng.chance(self.attributes)
             # The leftmost character of a cell stays: the language model reads on from there.
             pieces = [self._id(colour)] * len(boxes) if coloured else self._pieces(text)
             for piece, (x0, y0, x1, y1) in reversed(list(zip(pieces, boxes, strict=True))):
@@ -80,7 +80,7 @@ class TokenNames:
         return found
 
     def _said(self, thing: Thing, rng: Rng) -> str:
-        if self.looks and rng.chance(self.looks):
+        if self.attributes and rng.chance(self.attributes):
             kind = concepts()[thing.concept].category
             return rng.choice([STYLES[thing.style], kind, *([thing.tint, thing.tint] if thing.tint else [])])
         return concepts()[thing.concept].name

@@ -108,7 +108,7 @@ class Frozen(nn.Module):
 
 
 class Subject(nn.Module):
-    """What the trainer trains in place of the bare model: the model with an objective, with a tuning, or with both.
+    """What the trainer trains in place of the model alone: the model with an objective, with a tuning, or with both.
 
     Its sockets are the model's and, where they have parameters, "objective" and "tuning". With a tuning only what a stage names
     beside it moves in the model itself: `train={"tuning": 1.0}` is the usual plan.
@@ -153,7 +153,7 @@ class Subject(nn.Module):
         return found | ({"frozen": fingerprint(held, "")} if held else {})
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model that is evaluated and saved: that of a `Subject`, else the model itself."""
     return model.model if isinstance(model, Subject) else model
 

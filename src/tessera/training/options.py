@@ -18,7 +18,7 @@ class Questions:
     the weights of the lists' forms (none given: each as often; those that a sample does not have are passed over); several:
     shares of batches with pairs and with clips; naming: weight of the loss of `tessera.training.naming`, by which every visual
     token is followed by the name of what it shows, and looks: the share of things and signs that are told by
-    their look or kind instead.
+    their attributes or kind instead.
     """
 
     text_tokens: int = 128

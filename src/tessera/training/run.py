@@ -25,7 +25,7 @@ from tessera.models.tokenizer import build_tokenizer
 from tessera.models.vision import TesseraVisionModel
 from tessera.training import checkpoint
 from tessera.training.captions import CaptionData
-from tessera.training.data import Batches, Lessons, TrainingData
+from tessera.training.data import Batches, StagedBatches, TrainingData
 from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
 from tessera.training.objective import Objective, Subject, objective_named, tuning_named
@@ -38,7 +38,7 @@ from tessera.world import World
 from tessera.world.vocabulary import words
 
 if TYPE_CHECKING:
-    from tessera.recipes.recipe import Lesson, Recipe
+    from tessera.recipes.recipe import Recipe, StageData
 
 MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: matrix products of odd sizes are slow."""
@@ -155,15 +155,15 @@ def training_data(
             pools[key] = Pool(worlds, model, processor, scenes, _precision(recipe, precision), folder=folder, limit=limit)
         return pools[key]
 
-    def batches(lesson: Lesson | None) -> TrainingData:
-        worlds = [World(w) for w in (lesson and lesson.worlds) or recipe.worlds]
+    def batches(stage_data: StageData | None) -> TrainingData:
+        worlds = [World(w) for w in (stage_data and stage_data.worlds) or recipe.worlds]
         own = objective and objective.collate(worlds, processor, recipe.training.batch_size)
         if own:
             return Batches(own, recipe.training)
         if recipe.task == "questions":
-            options = (lesson and lesson.questions) or recipe.questions
+            options = (stage_data and stage_data.questions) or recipe.questions
             questions = WorldQuestions(worlds, processor, options, recipe.training.batch_size, recipe.blind)
-            scenes = recipe.scenes if lesson is None or lesson.scenes is None else lesson.scenes
+            scenes = recipe.scenes if stage_data is None or stage_data.scenes is None else stage_data.scenes
             if scenes and not recipe.blind:
                 return PooledQuestions(pool(worlds, scenes), questions, recipe.training)
             return Batches(questions.collate, recipe.training)
@@ -173,7 +173,7 @@ def training_data(
 
     if not recipe.lessons:
         return batches(None)
-    return Lessons([batches(recipe.lessons.get(name)) for name in stages], recipe.training)
+    return StagedBatches([batches(recipe.lessons.get(name)) for name in stages], recipe.training)
 
 
 def _start(recipe: Recipe, model: Any) -> Any:

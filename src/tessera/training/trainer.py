@@ -28,7 +28,7 @@ from tessera.training.features import FeatureStore, cacheable, fingerprint
 from tessera.training.interrupt import Interrupt
 from tessera.training.log import Event, Outputs
 from tessera.training.memory import RETURN_EVERY, return_memory
-from tessera.training.objective import Subject, bare, numbers_of
+from tessera.training.objective import Subject, numbers_of, unwrapped
 from tessera.training.optim import MuonAdamW, build_optimizer
 from tessera.training.plan import HARMLESS, TrainConfig, differences, multipliers, stage_of
 from tessera.training.speed import bf16_pays, compile_pays
@@ -179,7 +179,7 @@ class Trainer:
         self._cast()
         words = [f"precision {self.state['precision']} ({why})", "compiled" if compiled else "not compiled"]
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not is_sharded(self.accelerator):
-            words.append("accelerate shards on accelerators only: each process holds the whole model")
+            words.append("accelerate shards on accelerators only: each process holds the full model")
         return "; ".join(words)
 
     def _cast(self) -> None:
@@ -367,7 +367,7 @@ class Trainer:
             if self.main or is_sharded(self.accelerator):
                 with self._evaluating():
                     for evaluate in due:
-                        found |= evaluate(bare(self.model)) or {}
+                        found |= evaluate(unwrapped(self.model)) or {}
             self._outputs.evaluation(self.step, found)
         self.accelerator.wait_for_everyone()
 

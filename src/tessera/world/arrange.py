@@ -15,7 +15,7 @@ APART = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What the lots are drawn from: concept pool and families (category -> concepts), styles, image size in pixels.
+    """What scenes are drawn from: concept pool and families (category -> concepts), styles, image size in pixels.
 
     `combinations` of colour and concept: "seen", "held-out" or "all". `crowded` is the share of things that may overlap others.
     """
@@ -35,25 +35,25 @@ class Room:
 
 
 def place(
-    rng: Rng, room: Room, looks: Sequence[Thing], boards: Sequence[Sign], standing: list[Thing], size: float | None = None
+    rng: Rng, room: Room, unplaced: Sequence[Thing], boards: Sequence[Sign], standing: list[Thing], size: float | None = None
 ) -> tuple[Thing, ...]:
     """The things with places and sizes; those for which no place is found are left out.
 
     `standing` things are in the way already; `size` fixes the size.
     """
-    n = len(looks) + len(standing)
+    n = len(unplaced) + len(standing)
     largest = 0.46 if n <= 2 else 0.40 if n <= 3 else 0.33 if n <= 5 else 0.27 if n <= 8 else 0.22
     smallest = 0.17 if n <= 8 else 0.15
     boxes = [thing_box(t, room.width, room.height) for t in standing]
     covered = [0.0] * len(boxes)
     walls = [s.box for s in boards]
     found: list[Thing] = []
-    for look in looks:
+    for one in unplaced:
         may_overlap = rng.chance(room.crowded)
         for attempt in range(16):
             side = size or rng.uniform(smallest, largest if attempt < 6 else smallest + (largest - smallest) * 0.3)
             mx, my = (side * min(room.width, room.height) / 2 / d for d in (room.width, room.height))
-            thing = replace(look, size=side, x=rng.uniform(mx, 1 - mx), y=rng.uniform(my, 1 - my))
+            thing = replace(one, size=side, x=rng.uniform(mx, 1 - mx), y=rng.uniform(my, 1 - my))
             box = thing_box(thing, room.width, room.height)
             if any(_near(box, wall) for wall in walls):
                 continue

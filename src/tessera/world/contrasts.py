@@ -20,7 +20,7 @@ Contrast = tuple[str, tuple[str, str]]
 FORMS = ("names", "places")
 """Lists that are asked for besides."""
 _ROUNDS = 2
-"""How often questions are drawn: makers choose among things by lot, and both pictures must be asked about the same ones."""
+"""How often questions are drawn: makers choose among things at random, and both pictures must be asked about the same ones."""
 _THERE = ("count", "total", "size", "odd", "relation", "multihop")
 _PLACED = ("relation", "distance", "at", "multihop")
 _TYPES = {

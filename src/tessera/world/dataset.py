@@ -11,7 +11,7 @@ import numpy as np
 from tessera.config import config
 from tessera.errors import UserError, unknown
 from tessera.world import concepts as table
-from tessera.world import sample as lots
+from tessera.world import sample as sampling
 from tessera.world.arrange import Room
 from tessera.world.render import Drawing, masks, render, thing_box
 from tessera.world.rng import Rng
@@ -197,15 +197,15 @@ class World:
         kind = kind or rng.weighted(self._kinds, [c.kinds[k] for k in self._kinds])
         changes: tuple[Change, ...] = ()
         if kind == "scene":
-            scenes: tuple[Scene, ...] = (lots.sample_scene(rng, room, *c.things),)
+            scenes: tuple[Scene, ...] = (sampling.sample_scene(rng, room, *c.things),)
         elif kind == "text":
-            scenes = (lots.sample_text(rng, room),)
+            scenes = (sampling.sample_text(rng, room),)
         elif kind == "chart":
-            scenes = (lots.sample_chart(rng, room),)
+            scenes = (sampling.sample_chart(rng, room),)
         elif kind == "pair":
-            scenes, changes = lots.sample_pair(rng, room)
+            scenes, changes = sampling.sample_pair(rng, room)
         elif kind == "clip":
-            scenes, changes = lots.sample_clip(rng, room, frames or rng.integer(*c.frames))
+            scenes, changes = sampling.sample_clip(rng, room, frames or rng.integer(*c.frames))
         else:
             raise unknown("kind of sample", kind, KINDS)
         return Sample(c, index, kind, scenes, changes, room.pool)

@@ -1,6 +1,6 @@
-"""Everything in a picture as a list, in several forms: from them a model learns to find things by name, by place and by look.
+"""Everything in a picture as a list, in several forms: a model learns from them to find things by name, place and attributes.
 
-One list says as much about a picture as a dozen questions: every thing by name, with its place, its box, its kind or its look;
+One list says as much about a picture as a dozen questions: every thing by name, with its place, box, kind or attributes;
 every label of a chart with its value.
 """
 

@@ -1,4 +1,4 @@
-"""Drawing lots: which scene, pair or clip stands at an index.
+"""Random sampling: which scene, pair or clip stands at an index.
 
 Everything is a pure function of (world version, split, seed, index) and of the `WorldConfig`; nothing is kept, so memory does not
 grow with the number of samples.
@@ -37,7 +37,7 @@ def sample_scene(rng: Rng, room: Room, fewest: int = 1, most: int = 12, signs: f
     else:
         kinds = _kinds(rng, room, n)
     boards = _signs(rng, rng.integer(1, 2), (0.10, 0.16)) if rng.chance(signs) else ()
-    things = place(rng, room, [_look(rng, room, kind, key) for key, kind in enumerate(kinds[:most])], boards, [])
+    things = place(rng, room, [_unplaced(rng, room, kind, key) for key, kind in enumerate(kinds[:most])], boards, [])
     return Scene(
         width=room.width, height=room.height, background=_background(rng, things), things=_depth(rng, things), signs=boards
     )
@@ -47,8 +47,8 @@ def sample_text(rng: Rng, room: Room) -> Scene:
     """A scene of one to four signs with at most two things."""
     count = rng.weighted((1, 2, 3, 4), (4, 3, 2, 1))
     boards = _signs(rng, count, (0.14, 0.24) if count < 3 else (0.12, 0.17))
-    looks = [_look(rng, room, kind, key) for key, kind in enumerate(_kinds(rng, room, rng.integer(0, 2)))]
-    things = place(rng, room, looks, boards, [])
+    unplaced = [_unplaced(rng, room, kind, key) for key, kind in enumerate(_kinds(rng, room, rng.integer(0, 2)))]
+    things = place(rng, room, unplaced, boards, [])
     return Scene(width=room.width, height=room.height, background=_background(rng, things), things=things, signs=boards)
 
 
@@ -61,8 +61,8 @@ def sample_pair(rng: Rng, room: Room) -> tuple[tuple[Scene, Scene], tuple[Change
     """Before and after: two scenes that differ in exactly one thing."""
     kind = rng.choice(("added", "removed", "moved", "recoloured", "grown", "shrunk"))
     while True:
-        looks = [_look(rng, room, c, key) for key, c in enumerate(_kinds(rng, room, rng.integer(2, 6)))]
-        things = place(rng, room, looks, (), [])
+        unplaced = [_unplaced(rng, room, c, key) for key, c in enumerate(_kinds(rng, room, rng.integer(2, 6)))]
+        things = place(rng, room, unplaced, (), [])
         if len(things) < 2:
             continue
         things = _depth(rng, things)
@@ -80,8 +80,8 @@ def sample_pair(rng: Rng, room: Room) -> tuple[tuple[Scene, Scene], tuple[Change
 def sample_clip(rng: Rng, room: Room, frames: int) -> tuple[tuple[Scene, ...], tuple[Change, ...]]:
     """A clip in which things appear, vanish, move or swap places; each thing takes part in one event at most."""
     while True:
-        looks = [_look(rng, room, c, key) for key, c in enumerate(_kinds(rng, room, rng.integer(2, 5)))]
-        things = _depth(rng, place(rng, replace(room, crowded=0.0), looks, (), []))
+        unplaced = [_unplaced(rng, room, c, key) for key, c in enumerate(_kinds(rng, room, rng.integer(2, 5)))]
+        things = _depth(rng, place(rng, replace(room, crowded=0.0), unplaced, (), []))
         plans = rng.pick(("appears", "vanishes", "moves", "swaps"), 1 if len(things) < 4 else 2)
         keys = rng.shuffled([t.key for t in things])
         tracks: dict[int, list[Thing | None]] = {t.key: [t] * frames for t in things}
@@ -159,11 +159,11 @@ def _odd(rng: Rng, room: Room, n: int) -> list[int]:
     """N concepts, all but one from the same category."""
     large = sorted(c for c, members in room.families.items() if len(members) >= n - 1)
     home = rng.choice(large)
-    stranger = rng.choice([c for c in room.pool if table.concepts()[c].category != home])
-    return rng.shuffled([*rng.pick(room.families[home], n - 1), stranger])
+    odd = rng.choice([c for c in room.pool if table.concepts()[c].category != home])
+    return rng.shuffled([*rng.pick(room.families[home], n - 1), odd])
 
 
-def _look(rng: Rng, room: Room, concept: int, key: int) -> Thing:
+def _unplaced(rng: Rng, room: Room, concept: int, key: int) -> Thing:
     tint = None
     if rng.chance(TINTED):
         allowed = [

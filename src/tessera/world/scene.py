@@ -1,7 +1,7 @@
 """What a scene is: plain records with complete ground truth.
 
 Coordinates are in the image's unit square, x to the right, y down: a box is `(x0, y0, x1, y1)` with 0 <= x0 < x1 <= 1. Sizes of
-things are fractions of the image's shorter side. Everything here is data; drawing is in `render`, drawing of lots in `sample`.
+things are fractions of the image's shorter side. Everything here is data; drawing is in `render`, random sampling in `sample`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CAPTION_PROMPTS = {
 }
 
 
-def looks() -> dict[str, list[str]]:
+def attribute_values() -> dict[str, list[str]]:
     """What can be told of a thing beside its name: its tint ("none": its own colours) and its style."""
     return {"tint": ["none", *TINTS], "style": list(STYLES)}
 

@@ -313,7 +313,7 @@ CORE = [
     ),
     Edit("the unlikeliest token", "hosts/sampling.py", "chosen = logits.argmax(-1)", "chosen = logits.argmin(-1)"),
     Edit("top-p keeps the tail", "hosts/sampling.py", "before >= top_p", "before < top_p"),
-    Edit("agents hear no for yes", "hosts/agent.py", ".softmax(-1)[0])", ".softmax(-1)[1])"),
+    Edit("agents take no for yes", "hosts/agent.py", ".softmax(-1)[0])", ".softmax(-1)[1])"),
     Edit(
         "images are standardised wrongly",
         "models/image_processing.py",

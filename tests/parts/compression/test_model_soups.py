@@ -72,9 +72,9 @@ def test_the_greedy_choice_follows_the_recipe() -> None:
 
 
 def test_the_greedy_soup_is_never_worse_than_its_best_ingredient_on_what_it_was_chosen_by() -> None:
-    lots = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        models = points(*torch.randn(6, generator=lots).tolist())
+        models = points(*torch.randn(6, generator=generator).tolist())
         assert close_to_one(part().merge(models, close_to_one)) >= max(map(close_to_one, models)) - 1e-6
 
 

@@ -15,10 +15,10 @@ from tessera.parts.contrastive import filip
 
 
 def embedded(count: int, length: int, seed: int, share: float = 0.7) -> Embedded:
-    lots = torch.Generator().manual_seed(seed)
-    there = torch.rand(count, length, generator=lots) < share
+    generator = torch.Generator().manual_seed(seed)
+    there = torch.rand(count, length, generator=generator) < share
     there[:, 0] = True
-    return Embedded(torch.randn(count, length, 6, generator=lots), there).unit()
+    return Embedded(torch.randn(count, length, 6, generator=generator), there).unit()
 
 
 def test_the_similarity_equals_loops() -> None:

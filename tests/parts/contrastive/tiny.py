@@ -31,8 +31,8 @@ def dual(contrastive: dict[str, Any] | None = None, **changes: Any) -> TesseraDu
 
 def batch(count: int = 4, length: int = 9) -> dict[str, torch.Tensor]:
     """Random images and texts of several lengths, padded at the end."""
-    lots = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 50, (count, length), generator=lots)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 50, (count, length), generator=generator)
     there = torch.arange(length) < torch.tensor([length - i % 4 for i in range(count)])[:, None]
-    pixels = torch.randn(count, 3, SIZE, SIZE, generator=lots)
+    pixels = torch.randn(count, 3, SIZE, SIZE, generator=generator)
     return {"input_ids": ids * there, "attention_mask": there.long(), "pixel_values": pixels}

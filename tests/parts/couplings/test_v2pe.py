@@ -75,7 +75,7 @@ def generated(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tenso
         do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
-        suppress_tokens=list(attach(model).anatomy.image_token_ids),
+        suppress_tokens=list(attach(model).architecture.image_token_ids),
         **options,
     )
     return out.sequences[:, -STEPS:], torch.stack(out.logits, 1)
@@ -84,7 +84,7 @@ def generated(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tenso
 @pytest.mark.parametrize("name", zoo.names())
 def test_a_host_keeps_its_answers_at_stride_256_and_its_cache_at_64_or_is_refused(name: str) -> None:
     tiny, host = made(name)
-    if "rope" not in host.anatomy.capabilities:
+    if "rope" not in host.architecture.capabilities:
         with pytest.raises(UserError, match="rotary positions with one index"), host.plug("v2pe"):
             pass
         return
@@ -107,14 +107,14 @@ def test_the_rotary_module_is_given_these_ids(name: str) -> None:
     inputs = tiny.inputs((2, 1))
     seen: list[Tensor] = []
     with host.plug("v2pe", strides=(32,)):
-        rotary = host.anatomy.rotary
+        rotary = host.architecture.rotary
         handle = rotary.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs.get("position_ids", args[1] if len(args) > 1 else None)),
             with_kwargs=True,
         )
         generated(tiny.model, inputs)
         handle.remove()
-        images = inputs["input_ids"] == host.anatomy.image_token_ids[0]
+        images = inputs["input_ids"] == host.architecture.image_token_ids[0]
     assert len(seen) == STEPS
     for row, ids in enumerate(inputs["input_ids"]):
         real = inputs["attention_mask"][row].bool()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts import zoo
-from tessera.hosts.steering import biased
+from tessera.hosts.attention_override import biased
 from tessera.parts.decoding.attention_fix import AttentionFix, by_chance, covering, salient
 
 STEPS = 4
@@ -27,7 +27,7 @@ def generated(host: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor
         do_sample=False,
         return_dict_in_generate=True,
         output_logits=True,
-        suppress_tokens=list(host.anatomy.image_token_ids),
+        suppress_tokens=list(host.architecture.image_token_ids),
         **options,
     )
     return out.sequences[:, -STEPS:], torch.stack(out.logits, 1)
@@ -54,10 +54,10 @@ def test_amplification_1_is_the_model_and_more_goes_through_the_cache(name: str)
 def by_hand(host: Any, inputs: dict[str, Any], notes: dict[Any, Any], edited: list[int], tokens: Tensor) -> Tensor:
     """The answer's logits [B, STEPS, V]: probabilities are multiplied and divided by their sum, each step reads all anew."""
     prompt = inputs["input_ids"]
-    visual = torch.isin(prompt, torch.tensor(host.anatomy.image_token_ids))
+    visual = torch.isin(prompt, torch.tensor(host.architecture.image_token_ids))
     with pytest.MonkeyPatch.context() as patch:
         for layer in edited:
-            module = host.anatomy.attention(host.layers[layer])
+            module = host.architecture.attention(host.layers[layer])
             settings = copy.copy(module.config)
             settings._attn_implementation_internal = f"by_hand_{layer}"
             factors, chosen = (notes[f"attention_fix {kind} {layer}"] for kind in ("factors", "chosen"))

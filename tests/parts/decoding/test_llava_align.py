@@ -10,7 +10,7 @@ from torch import Tensor
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts import zoo
-from tessera.hosts.anatomy import without_images
+from tessera.hosts.architecture import without_images
 from tessera.hosts.branch import Branch
 from tessera.hosts.loop import decode_inputs
 from tessera.parts.decoding.llava_align import LlavaAlign, calibrate, contrast, with_unknown
@@ -28,7 +28,7 @@ def generated(host: Any, inputs: dict[str, Any], part: LlavaAlign, **options: An
         return host.model.generate(
             **inputs,
             max_new_tokens=STEPS,
-            suppress_tokens=list(host.anatomy.image_token_ids),
+            suppress_tokens=list(host.architecture.image_token_ids),
             return_dict_in_generate=True,
             output_scores=True,
             **options,
@@ -43,7 +43,7 @@ def two_streams(
     for _ in range(STEPS):
         blind = torch.stack([fresh(host.model, b) for b in blinds]).mean(0)
         seeing = fresh(host.model, inputs)
-        seeing[:, list(host.anatomy.image_token_ids)] = -torch.inf
+        seeing[:, list(host.architecture.image_token_ids)] = -torch.inf
         wanted = contrast(seeing, blind, part.config.alpha, part.config.beta)
         token = choose(wanted)
         tokens.append(token)
@@ -62,8 +62,8 @@ def test_a_generation_is_that_of_two_streams_read_anew_in_every_step(name: str) 
     tiny, host = made(name)
     inputs, part = tiny.inputs(), aligned(alpha=0.8, beta=0.05)
     out = generated(host, inputs, part, do_sample=False)
-    blind = host.anatomy.family.no_image(tiny.model, inputs)
-    assert not torch.isin(blind["input_ids"], torch.tensor(host.anatomy.image_token_ids)).any()
+    blind = host.architecture.family.no_image(tiny.model, inputs)
+    assert not torch.isin(blind["input_ids"], torch.tensor(host.architecture.image_token_ids)).any()
     tokens, scores = two_streams(host, inputs, [blind], part, lambda s: s.argmax(-1, keepdim=True))
     assert torch.equal(out.sequences[:, -STEPS:], tokens)
     same_scores(torch.stack(out.scores, 1), scores)
@@ -116,11 +116,11 @@ def test_beams_keep_the_blind_stream_in_step(name: str) -> None:
         num_beams=3,
         do_sample=False,
         logits_processor=processors,
-        suppress_tokens=list(host.anatomy.image_token_ids),
+        suppress_tokens=list(host.architecture.image_token_ids),
     )
     assert len(seen) == STEPS
     history, scores = seen[-1]
-    blind_prompt = host.anatomy.family.no_image(tiny.model, inputs)
+    blind_prompt = host.architecture.family.no_image(tiny.model, inputs)
     for row in range(history.shape[0]):
         own = {name: value[row // 3][None] for name, value in blind_prompt.items()}
         for token in history[row, ids.shape[1] :]:
@@ -143,7 +143,7 @@ def test_the_main_stream_keeps_its_rope_deltas() -> None:
     first = main.begin()
     inner = tiny.model.model
     inner.rope_deltas = torch.tensor([[5], [6]])
-    Branch(tiny.model, host.anatomy.family.no_image(tiny.model, inputs)).begin()
+    Branch(tiny.model, host.architecture.family.no_image(tiny.model, inputs)).begin()
     assert inner.rope_deltas.tolist() == [[5], [6]]
     assert torch.equal(Branch(tiny.model, inputs).begin(), first)
 
@@ -231,10 +231,10 @@ def test_closed_answers_ask_the_model_with_and_without_its_images() -> None:
     shares = fresh(tiny.model, inputs).softmax(-1)
     together = torch.stack([shares[:, 11] + shares[:, 12], shares[:, 13]], 1)
     torch.testing.assert_close(found.raw, together / together.sum(1, keepdim=True))
-    blind = fresh(tiny.model, host.anatomy.family.no_image(tiny.model, inputs)).softmax(-1)
+    blind = fresh(tiny.model, host.architecture.family.no_image(tiny.model, inputs)).softmax(-1)
     assert found.blind[:, 1].tolist() == pytest.approx((blind[:, 13] / blind[:, 11:14].sum(1)).tolist(), rel=1e-4)
     assert torch.equal(found.calibrated, calibrate(found.raw, found.blind))
-    unseen = aligned().closed_answers(host, host.anatomy.family.no_image(tiny.model, inputs), answers)
+    unseen = aligned().closed_answers(host, host.architecture.family.no_image(tiny.model, inputs), answers)
     torch.testing.assert_close(unseen.calibrated, torch.full((2, 2), 0.5), rtol=0, atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_done_is_refused() -> None:
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_tesseras_own_loop_and_the_hosts_notes_are_of_the_main_stream(name: str) -> None:
     tiny, host = made(name)
-    inputs, images = tiny.inputs(), list(host.anatomy.image_token_ids)
+    inputs, images = tiny.inputs(), list(host.architecture.image_token_ids)
     with host.plug(aligned(alpha=0.8, beta=0.05)):
         out = tiny.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, suppress_tokens=images)
         assert host.prefilled is not None and host.prefilled.has_visual
@@ -279,10 +279,10 @@ def test_tesseras_own_loop_and_the_hosts_notes_are_of_the_main_stream(name: str)
 def test_beside_a_part_that_drops_tokens_the_blind_stream_is_the_same() -> None:
     tiny, host = made("llava")
     inputs, part = tiny.inputs(), aligned(alpha=0.8, beta=0.0)
-    images = list(host.anatomy.image_token_ids)
+    images = list(host.architecture.image_token_ids)
     with host.plug("uniform"):
         seeing = tiny.model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True).logits[0]
-    blind = fresh(tiny.model, host.anatomy.family.no_image(tiny.model, inputs))
+    blind = fresh(tiny.model, host.architecture.family.no_image(tiny.model, inputs))
     seeing[:, images] = -torch.inf
     with host.plug("uniform", part):
         out = tiny.model.generate(

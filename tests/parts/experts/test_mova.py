@@ -1,4 +1,4 @@
-"""MoVA: who is named, who is heard, what the router learns."""
+"""MoVA: who is named, who is asked, what the router learns."""
 
 from __future__ import annotations
 

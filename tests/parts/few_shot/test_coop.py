@@ -27,8 +27,8 @@ def part(**options: Any) -> CoOp:
 
 
 def shots(count: int = 6) -> Shots:
-    lots = torch.Generator().manual_seed(0)
-    return Shots(torch.randn(count, 3, 16, 16, generator=lots), torch.arange(count) % 3)
+    generator = torch.Generator().manual_seed(0)
+    return Shots(torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % 3)
 
 
 @pytest.mark.parametrize("kind", ["Tessera", "CLIP of transformers"])

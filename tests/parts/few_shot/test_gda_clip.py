@@ -29,10 +29,10 @@ def part(**options: Any) -> GDACLIP:
 
 def blobs(count: int = 30, seed: int = 0, near: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit features around one direction per class, and labels."""
-    lots = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(3, 24, generator=torch.Generator().manual_seed(9)), dim=-1)
     labels = torch.arange(count) % 3
-    return F.normalize(centres[labels] + near * torch.randn(count, 24, generator=lots), dim=-1), labels
+    return F.normalize(centres[labels] + near * torch.randn(count, 24, generator=generator), dim=-1), labels
 
 
 def test_logits_are_the_sum_of_both_classifiers() -> None:
@@ -109,9 +109,9 @@ def test_unlabelled_images_pull_the_classes_apart() -> None:
 
 
 def test_it_fits_images() -> None:
-    lots = torch.Generator().manual_seed(0)
-    shots = Shots(torch.randn(6, 3, 16, 16, generator=lots), torch.arange(6) % 3)
-    known = Shots(torch.randn(3, 3, 16, 16, generator=lots), torch.arange(3))
+    generator = torch.Generator().manual_seed(0)
+    shots = Shots(torch.randn(6, 3, 16, 16, generator=generator), torch.arange(6) % 3)
+    known = Shots(torch.randn(3, 3, 16, 16, generator=generator), torch.arange(3))
     found = part(views=2).fit(dual(), NAMES, shots, known, seed=1)
     assert found.logits(known.pixels).shape == (3, 3)
     torch.testing.assert_close(found.of_features(dual().images(known.pixels)), found.logits(known.pixels))

@@ -45,7 +45,7 @@ def host() -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def lots(seed: int = 0) -> torch.Generator:
+def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -62,8 +62,8 @@ def probe(**options: Any) -> IntriguingProperties:
 def test_orders(n: int) -> None:
     groups = [g.tolist() for g in torch.arange(n).tensor_split(min(7, n))]
     for how in ("tokens", "within", "between"):
-        assert sorted(order(n, 7, how, lots()).tolist()) == list(range(n))  # type: ignore[arg-type]
-    within, between = order(n, 7, "within", lots()).tolist(), order(n, 7, "between", lots()).tolist()
+        assert sorted(order(n, 7, how, generator()).tolist()) == list(range(n))  # type: ignore[arg-type]
+    within, between = order(n, 7, "within", generator()).tolist(), order(n, 7, "between", generator()).tolist()
     assert [sorted(within[g[0] : g[-1] + 1]) for g in groups] == groups
     starts = {g[0]: g for g in groups}
     at = 0
@@ -76,26 +76,26 @@ def test_orders(n: int) -> None:
 def test_patches_are_shuffled_and_dropped(image: Image.Image) -> None:
     boxes = patch_boxes(image, 7)
     tiles = [np.asarray(image.crop(b)).tobytes() for b in boxes]
-    mixed = [np.asarray(shuffle_patches(image, 7, lots()).crop(b)).tobytes() for b in boxes]
+    mixed = [np.asarray(shuffle_patches(image, 7, generator()).crop(b)).tobytes() for b in boxes]
     assert mixed != tiles and sorted(mixed) == sorted(tiles)
-    gone = [np.asarray(drop_patches(image, 7, 0.5, "drop", lots()).crop(b)).tobytes() for b in boxes]
+    gone = [np.asarray(drop_patches(image, 7, 0.5, "drop", generator()).crop(b)).tobytes() for b in boxes]
     assert sum(a != b for a, b in zip(gone, tiles, strict=True)) == round(0.5 * 49)
-    assert drop_patches(image, 7, 0.0, "drop", lots()).tobytes() == image.tobytes()
+    assert drop_patches(image, 7, 0.0, "drop", generator()).tobytes() == image.tobytes()
 
 
 def test_salient_patches_go_first() -> None:
     pixels = np.full((28, 28, 3), 100, np.uint8)
     pixels[:4, :4] = np.random.default_rng(0).integers(0, 255, (4, 4, 3))
     picture = Image.fromarray(pixels)
-    salient, plain = (np.asarray(drop_patches(picture, 7, 1 / 49, which, lots())) for which in ("salient", "plain"))
+    salient, plain = (np.asarray(drop_patches(picture, 7, 1 / 49, which, generator())) for which in ("salient", "plain"))
     assert not np.array_equal(salient[:4, :4], pixels[:4, :4]) and np.array_equal(plain[:4, :4], pixels[:4, :4])
 
 
 def test_neighbours() -> None:
-    a = torch.randn(20, 6, generator=lots())
-    turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=lots(1)))
+    a = torch.randn(20, 6, generator=generator())
+    turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator(1)))
     assert mutual_knn(a, 3 * a @ turn, 5).tolist() == [1.0] * 20
-    assert mutual_knn(a, torch.randn(20, 6, generator=lots(2)), 5).mean() < 0.6
+    assert mutual_knn(a, torch.randn(20, 6, generator=generator(2)), 5).mean() < 0.6
 
 
 def test_unchanged_tokens_answer_as_the_model_does(host: tuple[Any, Any], image: Image.Image) -> None:
@@ -110,7 +110,7 @@ def test_mean_tokens_do_not_feel_their_order(host: tuple[Any, Any], image: Image
         return [t.mean(0, keepdim=True).expand_as(t) for t in tokens]
 
     rows = [([image], ["Is there a dog?"])]
-    mixed = Tokens(*host, lambda found: flat([t[order(len(t), 4, "tokens", lots())] for t in found]))
+    mixed = Tokens(*host, lambda found: flat([t[order(len(t), 4, "tokens", generator())] for t in found]))
     plain = Tokens(*host, flat)
     (one,), (two,) = mixed.answer_batch(rows, 4)[0], plain.answer_batch(rows, 4)[0]
     assert one.tokens == two.tokens
@@ -118,13 +118,13 @@ def test_mean_tokens_do_not_feel_their_order(host: tuple[Any, Any], image: Image
 
 def test_noise_and_skipping_of_one_layer(host: tuple[Any, Any]) -> None:
     model, processor = host
-    layer = attach(model).anatomy.layers[1]
+    layer = attach(model).architecture.layers[1]
     ids = torch.tensor([processor.prefix_ids(0) + processor.question_ids("Is there a dog?")])
     seen: list[torch.Tensor] = []
     with torch.no_grad():
         intact = model(input_ids=ids).logits
         for how, scale in (("noise", 0.0), ("noise", 1.0), ("skip", 1.0)):
-            with disturbed_layer(layer, how, scale, lots()):  # type: ignore[arg-type]
+            with disturbed_layer(layer, how, scale, generator()):  # type: ignore[arg-type]
                 seen.append(model(input_ids=ids).logits)
         assert torch.equal(model(input_ids=ids).logits, intact)
     assert torch.allclose(seen[0], intact, atol=1e-6)
@@ -133,7 +133,7 @@ def test_noise_and_skipping_of_one_layer(host: tuple[Any, Any]) -> None:
 
 def with_idle_layer(model: Any, at: int) -> None:
     """Puts a decoder layer that adds nothing into a composed model, in front of layer `at`."""
-    inner: Any = attach(model).anatomy.language_model
+    inner: Any = attach(model).architecture.language_model
     idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         idle.get_submodule(name).weight.data.zero_()

@@ -68,7 +68,7 @@ def test_tiles_of_a_host_that_tiles_are_its_detail_layer() -> None:
         sequence = host.sequence
         assert sequence is not None
         dropped = sequence.visual.sum(1) - sequence.stages[2].visual.sum(1)
-        layouts = host.anatomy.family.layouts(tiny.model, sequence.images.inputs)
+        layouts = host.architecture.family.layouts(tiny.model, sequence.images.inputs)
         for row, layout in enumerate(layouts):
             tiles = sum(b.rows * (b.columns + b.newline) for b in layout.blocks if not b.whole)
             assert dropped[row] == tiles - int(tiles * 0.25) > 0

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.hosts.check import Bench
+from tessera.hosts.check import FamilyFixture
 from tessera.hosts.clips import clips, pixels_of_tokens
 from tessera.hosts.plug import attach, plug
 from tessera.hosts.zoo import tiny
@@ -75,7 +75,7 @@ def test_images_of_another_size_begin_a_clip() -> None:
 
 @pytest.mark.parametrize("family", ["llava", "tessera_vlm"])
 def test_identity_cache_and_undoing(family: str) -> None:
-    cell = Bench(family, DiffFP.images).cell("videollama3", "video", DiffFP)
+    cell = FamilyFixture(family, DiffFP.images).cell("videollama3", "video", DiffFP)
     assert cell.state == "true", cell.reason
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with torch.no_grad(), plug(host.model, "videollama3"), pytest.raises(UserError, match="pixels under their visual tokens"):
         host.model(**host.inputs((1, 1)))
     with pytest.raises(UserError, match=r"takes 1 image\(s\) in a prompt"):
-        Bench("instructblip", DiffFP.images)
+        FamilyFixture("instructblip", DiffFP.images)
 
 
 @pytest.mark.parametrize("wrong", [{"least": -1}])

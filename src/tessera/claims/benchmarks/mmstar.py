@@ -18,10 +18,10 @@ def formulas(lab: Lab) -> Checked:
 
     said = {"A": "A", "b.": "B", "(C) dog": "C", "Option d": "D", "The answer is a": "A", "dog": "D", "I think B": "", "": ""}
     items = MMStar(MMStar.Config(per_axis=1, letters=True)).items()
-    bench = MMStar(MMStar.Config(letters=True), items)
+    benchmark = MMStar(MMStar.Config(letters=True), items)
     truth = [[i.questions[0].answer] for i in items]
     half = [t if n % 2 else ["-"] for n, t in enumerate(truth)]
-    full, some, none = (bench.score(items, s) for s in (truth, half, [["-"]] * len(items)))
+    full, some, none = (benchmark.score(items, s) for s in (truth, half, [["-"]] * len(items)))
     whole = [turned(i.questions[0], 4, True) == i.questions[0] for i in items]
     leaks = (leakage(some, none).value, leakage(none, some).value)
     return Checked(

@@ -1,4 +1,4 @@
-"""LiMBeR: one linear map between a frozen image encoder and a frozen language model, and nothing else learns."""
+"""LiMBeR: one linear map between a frozen image encoder and a frozen language model is all that is trained."""
 
 from __future__ import annotations
 

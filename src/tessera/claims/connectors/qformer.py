@@ -1,4 +1,4 @@
-"""InstructBLIP's Q-Former: queries that read the question bring over what is asked."""
+"""InstructBLIP's Q-Former: queries that read the question extract what it asks about."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP: one vector for an image and one for a text, trained by contrast alone, name things that nobody labelled."""
+"""CLIP: one vector per image and one per text, trained by contrast alone, classify without labels."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ def loops(lab: Lab) -> Checked:
     from tessera.models.contrast import Embedded
     from tessera.parts.contrastive.filip import FILIP, select
 
-    lots = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     part = FILIP(FILIP.Config(), 8, 6)
-    images = Embedded(torch.randn(4, 7, 6, generator=lots), torch.rand(4, 7, generator=lots) > 0.2).unit()
-    texts = Embedded(torch.randn(5, 9, 6, generator=lots), torch.rand(5, 9, generator=lots) > 0.4).unit()
+    images = Embedded(torch.randn(4, 7, 6, generator=generator), torch.rand(4, 7, generator=generator) > 0.2).unit()
+    texts = Embedded(torch.randn(5, 9, 6, generator=generator), torch.rand(5, 9, generator=generator) > 0.4).unit()
     with torch.no_grad():
         per_image, per_text = part.similarity(images, texts)
         apart = [part.similarity(images[i : i + 1], texts) for i in range(4)]

@@ -1,4 +1,4 @@
-"""EVE: drawn to the features of a frozen encoder in training, a language model without an encoder learns to see sooner."""
+"""EVE: distillation from a frozen encoder makes a language model without an encoder learn faster from images."""
 
 from __future__ import annotations
 
@@ -96,17 +96,17 @@ def teacher_is_for_training(lab: Lab) -> Checked:
 
     from tessera.lab.composed import pictures, prefix, tiny
 
-    taught, plain = tiny(TINY), tiny({**TINY, "teacher": None}, seed=1)
+    distilled, plain = tiny(TINY), tiny({**TINY, "teacher": None}, seed=1)
     for name in ("coupling", "language_model"):
-        plain.sockets()[name].load_state_dict(taught.sockets()[name].state_dict())
+        plain.sockets()[name].load_state_dict(distilled.sockets()[name].state_dict())
     ids, images = torch.tensor([[*prefix(plain, 2), 6, 20, 7]]), pictures(2)
     labels = ids.where(ids >= 6, -100)
     with torch.no_grad():
-        same = torch.equal(taught(ids, images).logits, plain(ids, images).logits)
-    loss = taught.train()(ids, images, labels=labels).loss
+        same = torch.equal(distilled(ids, images).logits, plain(ids, images).logits)
+    loss = distilled.train()(ids, images, labels=labels).loss
     loss.backward()
     more = float(loss.detach() - plain.train()(ids, images, labels=labels).loss.detach())
-    coupling = taught.model.coupling
+    coupling = distilled.model.coupling
     return Checked(
         checks={
             "without the teacher the answers are the same, bit for bit": same,

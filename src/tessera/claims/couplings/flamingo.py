@@ -1,4 +1,4 @@
-"""Flamingo: a frozen language model sees through inserted cross-attention that alone is trained."""
+"""Flamingo: a frozen language model reads images through inserted cross-attention, the only part that is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY = {"kind": "flamingo", "latents": 4, "depth": 1, "heads": 2, "head_width": 
 
 
 def identity_at_first(lab: Lab) -> Checked:
-    """Logits with closed gates, images given, against those of the bare language model on the same text."""
+    """Logits with closed gates, images given, against those of the plain language model on the same text."""
     import torch
 
     from tessera.lab.composed import pictures, prefix, tiny
@@ -23,16 +23,16 @@ def identity_at_first(lab: Lab) -> Checked:
     ids = torch.tensor([[*prefix(model, 2), 6, 20, 7]])
     with torch.no_grad():
         mine = model(ids, pictures(2)).logits
-        bare = model.logits_of(model.model.language_model(ids).last_hidden_state)
+        text_only = model.logits_of(model.model.language_model(ids).last_hidden_state)
         opened = _opened(model)(ids, pictures(2)).logits
     return Checked(
         checks={
-            "logits equal bit for bit with closed gates": torch.equal(mine, bare),
-            "open gates change them": not torch.equal(opened, bare),
+            "logits equal bit for bit with closed gates": torch.equal(mine, text_only),
+            "open gates change them": not torch.equal(opened, text_only),
         },
         measured={
-            "logits differ by": float((mine - bare).abs().max()),
-            "with open gates by": float((opened - bare).abs().max()),
+            "logits differ by": float((mine - text_only).abs().max()),
+            "with open gates by": float((opened - text_only).abs().max()),
         },
         shape="4 layers of width 32, float32, random weights",
     )
@@ -54,15 +54,15 @@ def last_image_only(lab: Lab) -> Checked:
     model(ids, image_features=latents)
     handle.remove()
     sums = hidden[0][0].square().sum(-1)
-    heard = torch.stack([torch.autograd.grad(s, latents, retain_graph=True)[0].abs().sum((1, 2)) for s in sums])
+    gradient = torch.stack([torch.autograd.grad(s, latents, retain_graph=True)[0].abs().sum((1, 2)) for s in sums])
     last = torch.tensor([sum(place <= t for place in places) - 1 for t in range(ids.shape[1])])
     own = last[:, None] == torch.arange(3)
     return Checked(
         checks={
-            "gradient to every other image is exactly zero": float(heard[~own].max()) == 0,
-            "gradient to the last image is not": bool((heard[own] > 0).all()),
+            "gradient to every other image is exactly zero": float(gradient[~own].max()) == 0,
+            "gradient to the last image is not": bool((gradient[own] > 0).all()),
         },
-        measured={"to other images": float(heard[~own].max()), "to the last image, least": float(heard[own].min())},
+        measured={"to other images": float(gradient[~own].max()), "to the last image, least": float(gradient[own].min())},
         shape="3 images, 1 block, float32, random weights",
     )
 

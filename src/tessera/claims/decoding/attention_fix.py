@@ -19,7 +19,7 @@ def rows_sum_to_one(lab: Lab) -> Checked:
     from torch import nn
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from tessera.hosts.steering import biased
+    from tessera.hosts.attention_override import biased
     from tessera.lab.exact import same
 
     random = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""LLaVA-Align: what the language model would have said without looking is taken away from its answers."""
+"""LLaVA-Align: the language model's no-image prediction is subtracted from its answers."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def costs_a_stream(lab: Lab) -> Checked:
     settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     visual = prompt["input_ids"][0] == model.config.image_token_id
     text = {"input_ids": prompt["input_ids"][:, ~visual], "attention_mask": torch.ones_like(prompt["input_ids"][:, ~visual])}
-    bare, blind = (lab.flops(lambda p=p: model.generate(**p, **settings)) for p in (prompt, text))  # type: ignore[misc]
+    unplugged, blind = (lab.flops(lambda p=p: model.generate(**p, **settings)) for p in (prompt, text))  # type: ignore[misc]
     with plug(model, "llava_align") as plugged:
         thick: Any = plugged.model
         both = lab.flops(lambda: thick.generate(**prompt, **settings))
     return Checked(
         checks={
-            "operations of both streams, within 1 %": abs(both / (bare + blind) - 1) < 0.01,
-            "less than twice those of the bare model": both < 2 * bare,
+            "operations of both streams, within 1 %": abs(both / (unplugged + blind) - 1) < 0.01,
+            "less than twice those of the bare model": both < 2 * unplugged,
         },
-        measured={"times the bare operations": both / bare, "share of the stream without an image": blind / bare},
+        measured={"times the bare operations": both / unplugged, "share of the stream without an image": blind / unplugged},
         shape="2 layers of width 128, 144 visual tokens, 8 new tokens",
     )
 
@@ -123,7 +123,7 @@ CLAIMS = [
     ),
     Exact(
         id="costs_a_stream",
-        promise="It costs one more stream, the prompt without its image: less than twice the bare model.",
+        promise="It costs one more stream, the prompt without its image: less than twice the plain model.",
         paper="section 4.2",
         run=costs_a_stream,
     ),

@@ -11,8 +11,8 @@ def behaviour() -> Numbers:
 
     from tessera.parts.decoding import llava_align as align
 
-    lots = torch.Generator().manual_seed(0)
-    logits, blind = 2 * torch.randn(3, 11, generator=lots), torch.randn(3, 11, generator=lots)
+    generator = torch.Generator().manual_seed(0)
+    logits, blind = 2 * torch.randn(3, 11, generator=generator), torch.randn(3, 11, generator=generator)
     logits[0, 4] = -torch.inf
     found: dict[str, list[float] | str] = {}
     for alpha, beta in ((0.5, 0.1), (1.5, 0.4), (0.5, 0.0)):

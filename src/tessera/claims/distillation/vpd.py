@@ -1,4 +1,4 @@
-"""VPD: a model learns from the traces of programs whose answer was right, and then needs neither programs nor tools."""
+"""VPD: a model fine-tuned on traces of programs with right answers needs neither programs nor tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HiLo: most heads on averages of the whole map and some inside of windows see more than windows alone, for fewer operations."""
+"""HiLo: most heads on an averaged map and some in windows beat windows alone, with fewer operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COMM: merging all layers of two frozen encoders sees where things are better than their last layers do."""
+"""COMM: all layers of two frozen encoders, merged, locate things better than their last layers."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _attend(layer: Any, x: Tensor, value: Tensor) -> Tensor:
 CLAIMS = [
     Exact(
         id="equation",
-        promise="It begins as its base, follows its equations, and does not hear who is not named.",
+        promise="It begins as its base, follows its equations, and leaves out every expert that is not named.",
         paper="section 3.3",
         run=equation,
     ),

@@ -1,4 +1,4 @@
-"""CoOp: words around a class's name, learned as vectors from a few images, name better than words that were written."""
+"""CoOp: context vectors learned from a few images classify better than hand-written prompts."""
 
 from __future__ import annotations
 

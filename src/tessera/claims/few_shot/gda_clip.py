@@ -1,4 +1,4 @@
-"""GDA-CLIP: Gaussians fitted to a few images of each class, in closed form, add to what the names alone tell."""
+"""GDA-CLIP: Gaussians fitted in closed form to a few images of each class improve on zero-shot classification."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def posteriors(lab: Lab) -> Checked:
 
     from tessera.parts.few_shot.gda_clip import class_means, discriminant, precision
 
-    lots = torch.Generator().manual_seed(0)
-    features = F.normalize(torch.randn(60, 12, generator=lots, dtype=torch.float64), dim=-1)
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(60, 12, generator=generator, dtype=torch.float64), dim=-1)
     labels = torch.arange(60) % 5
     means = class_means(features, labels, 5)
     inverse = precision(features - means[labels])
@@ -31,7 +31,7 @@ def posteriors(lab: Lab) -> Checked:
     covariance = torch.stack([torch.outer(x, x) for x in around]).sum(0) / 59
     shrunk = (59 * covariance + covariance.trace() * torch.eye(12, dtype=torch.float64)) / 12
     gap = 0.0
-    for x in F.normalize(torch.randn(20, 12, generator=lots, dtype=torch.float64), dim=-1):
+    for x in F.normalize(torch.randn(20, 12, generator=generator, dtype=torch.float64), dim=-1):
         density = torch.stack(
             [p.log() - 0.5 * (x - m) @ torch.linalg.solve(shrunk, x - m) for p, m in zip(prior, means, strict=True)]
         )

@@ -64,9 +64,9 @@ def written_out(lab: Lab) -> Checked:
     off = abs(float((loss.loss_sum / loss.loss_weight).detach()) - naive)
     loss.loss_sum.backward()
     reached = any(p.grad is not None and bool(p.grad.any()) for p in model.encoder.parameters())
-    taught = any(p.grad is not None for p in ours.teacher.parameters())
+    leaks = any(p.grad is not None for p in ours.teacher.parameters())
     return Checked(
-        checks={"the loss within 1e-5": off <= 1e-5, "the encoder gets a gradient, the teacher none": reached and not taught},
+        checks={"the loss within 1e-5": off <= 1e-5, "the encoder gets a gradient, the teacher none": reached and not leaks},
         measured={"differs by": off, "loss": naive},
         shape="2 images of 16 patches, 3 masks each, float32",
     )

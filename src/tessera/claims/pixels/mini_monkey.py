@@ -1,4 +1,4 @@
-"""Mini-Monkey's multi-scale adaptive crops: what one grid cuts apart is whole in the tiles of another."""
+"""Mini-Monkey's multi-scale adaptive crops: what one grid cuts apart is intact in the tiles of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S-VCO: each image of a pair has to raise its own answer over no image at all, and to lower the other's below that."""
+"""S-VCO: each image of a pair must make its own answer likelier than no image does, and the other's less likely."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def orders(lab: Lab) -> Checked:
 
     from tessera.parts.probes.intriguing_properties import mutual_knn, order
 
-    lots = torch.Generator().manual_seed(0)
-    made = {how: order(49, 7, how, lots) for how in ("tokens", "within", "between")}
-    a, b = torch.randn(12, 5, generator=lots), torch.randn(12, 4, generator=lots)
+    generator = torch.Generator().manual_seed(0)
+    made = {how: order(49, 7, how, generator) for how in ("tokens", "within", "between")}
+    a, b = torch.randn(12, 5, generator=generator), torch.randn(12, 4, generator=generator)
     naive = []
     for i in range(12):
         sets = []
@@ -73,7 +73,7 @@ def _with_idle_layer(at: int) -> tuple[Any, Any]:
 
     shared, processor = tiny_model()
     model = deepcopy(shared)
-    inner: Any = attach(model).anatomy.language_model
+    inner: Any = attach(model).architecture.language_model
     idle = deepcopy(inner.layers[min(at, len(inner.layers) - 1)])
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         idle.get_submodule(name).weight.data.zero_()

@@ -1,4 +1,4 @@
-"""AIM: alike visual tokens are merged in front of the language model, unimportant ones are pruned inside of it."""
+"""AIM: similar visual tokens are merged before the language model, unimportant ones are pruned inside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EViT: patches to which the class token pays little attention can go inside of the tower."""
+"""EViT: patches that get little attention from the class token can be dropped inside the tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FoPru: a quarter of the visual tokens, those that the vision tower attends to, does what all of them do."""
+"""FoPru: a quarter of the visual tokens, those that the vision tower attends to, is as good as all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def top_quarter(lab: Lab) -> Checked:
         tower = made.model.get_submodule("model.vision_tower")
         seen = tower(pixel_values=made.inputs((1, 1))["pixel_values"], output_attentions=True).attentions
     with prefilled("llava", "fopru", {"keep": 0.25}) as (host, sequence):
-        score = seen[host.anatomy.feature_block].mean((1, 2))[:, 1:]
+        score = seen[host.architecture.feature_block].mean((1, 2))[:, 1:]
         equal = []
         for row, found in enumerate(places(sequence, 0)):
             first = int(sequence.visual[row].nonzero()[0])

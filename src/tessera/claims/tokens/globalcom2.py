@@ -48,7 +48,7 @@ def leaves_a_quarter(lab: Lab) -> Checked:
 
     made = tiny("llava_next")
     prompt = made.inputs((1, 1))
-    bare = lab.flops(lambda: made.model(**prompt))
+    unplugged = lab.flops(lambda: made.model(**prompt))
 
     def tokens(keep: float) -> tuple[int, int]:
         with prefilled("llava_next", "globalcom2", {"keep": keep}) as (host, sequence):
@@ -62,9 +62,9 @@ def leaves_a_quarter(lab: Lab) -> Checked:
         checks={
             "at most a quarter of the tokens": left - newlines <= 0.25 * (all_ - newlines),
             "some tokens": left > newlines,
-            "fewer operations": plugged < bare,
+            "fewer operations": plugged < unplugged,
         },
-        measured={"visual tokens": all_, "left": left, "newlines": newlines, "flop ratio": round(bare / plugged, 4)},
+        measured={"visual tokens": all_, "left": left, "newlines": newlines, "flop ratio": round(unplugged / plugged, 4)},
         shape="LLaVA-NeXT with random weights, 6 layers of width 64, 2 prompts",
     )
 

@@ -1,4 +1,4 @@
-"""Matryoshka multimodal models: squares of visual tokens become their mean, and a model that was trained so reads few of them."""
+"""Matryoshka multimodal models: squares of visual tokens are averaged, and a model trained this way works with few tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nests(lab: Lab) -> Checked:
 
 
 def pools_what_enters(lab: Lab) -> Checked:
-    """What enters the first layer of a host, against average pooling of the projector's output as the bare host makes it."""
+    """What enters the first layer of a host, against average pooling of the projector's output as the plain host makes it."""
     import torch
 
     from tessera.hosts.zoo import tiny
@@ -43,16 +43,16 @@ def pools_what_enters(lab: Lab) -> Checked:
     made, entered = tiny("llava"), []
     inputs, layer = made.inputs((1, 1)), "model.language_model.layers.0"
 
-    def hear(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         entered.append(args[0] if args else kwargs["hidden_states"])
 
     with torch.no_grad():
-        handle = made.model.get_submodule(layer).register_forward_pre_hook(hear, with_kwargs=True)
+        handle = made.model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True)
         made.model(**inputs)
         handle.remove()
     worst, counts = 0.0, []
     with prefilled("llava", "m3", {"factor": 4}) as (host, sequence):
-        handle = host.model.get_submodule(layer).register_forward_pre_hook(hear, with_kwargs=True)
+        handle = host.model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True)
         host.model(**inputs)
         handle.remove()
         for row, found in enumerate(places(sequence, 0)):

@@ -1,4 +1,4 @@
-"""Arcana's MM-LoRA: visual tokens and all others have low-rank adapters of their own."""
+"""Arcana's MM-LoRA: visual tokens and text tokens have separate low-rank adapters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def equals_token_by_token(lab: Lab) -> Checked:
 
     from tessera.parts.tuning.arcana import Pair
 
-    lots = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(12, 8)
     with torch.no_grad():
         for parameter in linear.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=lots) / 3)
-    x, visual = torch.randn(2, 9, 12, generator=lots), torch.rand(2, 9, generator=lots) < 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    x, visual = torch.randn(2, 9, 12, generator=generator), torch.rand(2, 9, generator=generator) < 0.5
     pair = Pair(linear, (3, 5), 2.0, 0.0)
     pair.start(torch.Generator().manual_seed(1), 0.3)
     with torch.no_grad():
@@ -67,11 +67,11 @@ def costs_one_branch(lab: Lab) -> Checked:
 
     made = tiny("llava")
     inputs, added, size = made.inputs((1, 1)), dict[str, float](), dict[str, int]()
-    bare = lab.flops(lambda: made.model(**inputs))
+    unplugged = lab.flops(lambda: made.model(**inputs))
     for mask in ("modality", "shared"):
         tuning = Arcana(Arcana.Config(rank_visual=16, rank_text=16, mask=mask))
         with plug(made.model, tuning):
-            added[mask] = lab.flops(lambda: made.model(**inputs)) - bare
+            added[mask] = lab.flops(lambda: made.model(**inputs)) - unplugged
             assert tuning.pairs is not None
             size[mask] = sum(p.numel() for p in tuning.pairs.parameters())
     linear, x = nn.Linear(256, 256), torch.randn(64, 256)

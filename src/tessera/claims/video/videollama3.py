@@ -1,4 +1,4 @@
-"""VideoLLaMA 3: what has not changed since the frame before is dropped."""
+"""VideoLLaMA 3: tokens that have not changed since the previous frame are dropped."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ def behaviour() -> Numbers:
 
     from tessera.parts.video.videollama3 import changed
 
-    lots = torch.Generator().manual_seed(0)
-    clip = torch.randn(5, 8, 6, generator=lots)
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(5, 8, 6, generator=generator)
     for frame in range(1, 5):
-        same = torch.rand(8, generator=lots) < (1.0 if frame == 2 else 0.6)
+        same = torch.rand(8, generator=generator) < (1.0 if frame == 2 else 0.6)
         clip[frame, same] = clip[frame - 1, same] + 5e-4
     settings = ((0.1, 1), (0.2, 3), (0.1, 0), (-1.0, 1))
     return {

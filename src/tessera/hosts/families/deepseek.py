@@ -5,7 +5,7 @@ The hybrid's attention is that of SigLIP, the tower that gives the raster.
 
 from __future__ import annotations
 
-from tessera.hosts.anatomy import RasterFamily, family
+from tessera.hosts.architecture import RasterFamily, family
 
 
 @family("deepseek_vl", title="DeepSeek-VL")

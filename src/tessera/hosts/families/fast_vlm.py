@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tessera.hosts.anatomy import Family, family, one_raster
+from tessera.hosts.architecture import Family, family, one_raster
 from tessera.hosts.part import Layout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.hosts.anatomy import RasterFamily, family, patch_size
+from tessera.hosts.architecture import RasterFamily, family, patch_size
 
 
 @family("paligemma", title="PaliGemma")

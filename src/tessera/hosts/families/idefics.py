@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tessera.hosts.anatomy import RasterFamily, family
+from tessera.hosts.architecture import RasterFamily, family
 
 
 @family("idefics3", title="Idefics3")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tessera.errors import UserError
-from tessera.hosts.anatomy import Family, family
+from tessera.hosts.architecture import Family, family
 from tessera.hosts.part import Layout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.hosts.anatomy import RasterFamily, family
+from tessera.hosts.architecture import RasterFamily, family
 from tessera.hosts.families.llava import feature_block
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.anatomy import RasterFamily, family, patch_size
+from tessera.hosts.architecture import RasterFamily, family, patch_size
 from tessera.hosts.part import Block, Layout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.anatomy import RasterFamily, family
+from tessera.hosts.architecture import RasterFamily, family
 from tessera.hosts.families.llava import feature_block
 from tessera.hosts.part import Block, Layout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tessera.hosts.anatomy import RasterFamily, family, patch_size
+from tessera.hosts.architecture import RasterFamily, family, patch_size
 from tessera.hosts.families.llava import feature_block
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessera.hosts.anatomy import RasterFamily, family, one_raster, split_rasters
+from tessera.hosts.architecture import RasterFamily, family, one_raster, split_rasters
 from tessera.hosts.part import Layout
 
 

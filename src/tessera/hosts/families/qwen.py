@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tessera.hosts.anatomy import RasterFamily, family
+from tessera.hosts.architecture import RasterFamily, family
 
 
 @family("qwen2_vl", title="Qwen2-VL")

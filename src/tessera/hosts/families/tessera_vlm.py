@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.hosts.anatomy import Anatomy, RasterFamily, family
+from tessera.hosts.architecture import Architecture, RasterFamily, family
 
 
 @family("tessera_vlm", title="Tessera")
 class TesseraVlm(RasterFamily):
     """See the module."""
 
-    def anatomy(self, model: Any) -> Anatomy:
-        found = super().anatomy(model)
+    def architecture(self, model: Any) -> Architecture:
+        found = super().architecture(model)
         if _stride(self.base(model)) is None:
             return dataclasses.replace(found, capabilities=found.capabilities - {"token map", "raster"})
         return found

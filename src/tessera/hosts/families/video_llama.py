@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.anatomy import RasterFamily, family, one_raster
+from tessera.hosts.architecture import RasterFamily, family, one_raster
 from tessera.hosts.part import Layout
 
 

@@ -1,4 +1,4 @@
-"""What every part keeps, tested over the registry: never over a list, so that a part is under contract when its file is there.
+"""The contract of every part, tested over the registry and not over a list: a part is tested as soon as its file exists.
 
 In a test module (Tessera's own is `tests/contract/test_parts.py`, a third party's names its parts):
 
@@ -27,7 +27,7 @@ from tessera import registry
 from tessera.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from tessera.lab.contract.bench import Bench
+    from tessera.lab.contract.fixture import Fixture
 
 CHECKS: Mapping[str, str] = {
     "imports": "the part's file can be imported and registers the part",
@@ -48,11 +48,11 @@ CHECKS: Mapping[str, str] = {
 
 
 @lru_cache(maxsize=1)
-def bench_of(socket: str, name: str) -> Bench:
-    """The part on its socket's bench; imports it."""
-    from tessera.lab.contract.table import bench
+def fixture_of(socket: str, name: str) -> Fixture:
+    """The part on its socket's fixture; imports it."""
+    from tessera.lab.contract.table import fixture
 
-    return bench(registry.get(socket, name))
+    return fixture(registry.get(socket, name))
 
 
 def chosen(names: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -72,16 +72,16 @@ def chosen(names: tuple[str, ...] = ()) -> list[tuple[str, str]]:
 def checks(socket: str, name: str) -> tuple[str, ...]:
     """Names of the checks that a part is under, in order; only "imports" for one that cannot be imported."""
     try:
-        return ("imports", *bench_of(socket, name).checks())
+        return ("imports", *fixture_of(socket, name).checks())
     except Exception:  # which is what the check will say
         return ("imports",)
 
 
 def run(socket: str, name: str, check: str) -> None:
     """One check of one part. Raises `AssertionError` with a sentence if it fails, `Unsupported` for what the part does not do."""
-    bench = bench_of(socket, name)
+    fixture = fixture_of(socket, name)
     if check != "imports":
-        bench.run(check)
+        fixture.run(check)
 
 
 class Unsupported(Exception):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tessera.config import build
 from tessera.errors import UserError
-from tessera.hosts.anatomy import CAPABILITIES
-from tessera.hosts.check import Bench as Family
+from tessera.hosts.architecture import CAPABILITIES
+from tessera.hosts.check import FamilyFixture as Family
 from tessera.hosts.plug import Host, plug
 from tessera.hosts.tiny_configs import LAYERS, PAD
-from tessera.lab.contract.bench import TOLERANCE, Bench, Broken, demand, difference
+from tessera.lab.contract.fixture import TOLERANCE, Broken, Fixture, demand, difference
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "tessera_vlm")
 CHANGES = {"visual tokens", "positions", "logits", "pixels"}
@@ -24,11 +24,11 @@ CHANGES = {"visual tokens", "positions", "logits", "pixels"}
 
 @cache
 def family(name: str) -> Family:
-    """A tiny model of a family with what it does bare; one for all parts, which leave nothing behind."""
+    """A tiny model of a family with what it does without parts; one for all parts, which leave nothing behind."""
     return Family(name)
 
 
-class HostBench(Bench):
+class HostFixture(Fixture):
     """A `HostPart`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "padding", "identity", "undone", "bf16")

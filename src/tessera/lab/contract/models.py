@@ -1,6 +1,6 @@
 """Parts that a model is built from: the model is made around the part at tiny size, with random weights, and tried as a whole.
 
-So the contract holds for what a user gets, and whatever a socket hands to its parts is handed to them here by the model itself.
+So the contract holds for what a user gets: the model itself calls the part, as it does for users.
 
 Legend: B rows, T tokens.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.lab.contract.bench import TOLERANCE, Bench, demand, demand_gradients, difference, stir
+from tessera.lab.contract.fixture import TOLERANCE, Fixture, demand, demand_gradients, difference, stir
 from tessera.models.tokenizer import BOS, EOS, IMAGE, IMG, PAD
 
 WORDS = (10, 60)
@@ -40,7 +40,7 @@ TEXT = {
 }
 
 
-class ModelBench(Bench):
+class ModelFixture(Fixture):
     """What a transformers model built around the part is tried on; a subclass says how it is built and fed."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "padding", "saving", "bf16", "meta")
@@ -159,10 +159,10 @@ class ModelBench(Bench):
         demand(not solid, f"{self.part.name}: {', '.join(solid[:3])} took memory on the meta device.")
 
 
-class ComposedBench(ModelBench):
+class ComposedFixture(ModelFixture):
     """A part of Tessera's composed vision-language model."""
 
-    own: ClassVar[tuple[str, ...]] = (*ModelBench.own, "count")
+    own: ClassVar[tuple[str, ...]] = (*ModelFixture.own, "count")
     keys: ClassVar[dict[str, str]] = {"connectors": "connector", "couplings": "coupling"}
 
     def checks(self) -> tuple[str, ...]:
@@ -217,7 +217,7 @@ class ComposedBench(ModelBench):
         return False
 
     def build(self, described: Any) -> Any:
-        """See `ModelBench`."""
+        """See `ModelFixture`."""
         from tessera.models.modeling import TesseraForConditionalGeneration
 
         return TesseraForConditionalGeneration(described)
@@ -237,10 +237,10 @@ class ComposedBench(ModelBench):
         """One image a row, in front of 5 + 3 r words."""
         texts, pixels = [], []
         for row in rows:
-            lots = torch.Generator().manual_seed(row + 11)
-            words = torch.randint(*WORDS, (5 + 3 * row,), generator=lots).tolist()
+            generator = torch.Generator().manual_seed(row + 11)
+            words = torch.randint(*WORDS, (5 + 3 * row,), generator=generator).tolist()
             texts.append([BOS, IMG, *[IMAGE] * model.tokens_per_image, *words])
-            pixels.append(torch.randn(3, model.image_size, model.image_size, generator=lots))
+            pixels.append(torch.randn(3, model.image_size, model.image_size, generator=generator))
         longest = max(map(len, texts))
         ids, mask = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.int64)
         for row, text in enumerate(texts):
@@ -284,14 +284,14 @@ class ComposedBench(ModelBench):
 
     def check_identity(self) -> None:
         """The part set to do nothing against a model without it, with the same weights."""
-        idle, bare = self.build(self.described(**(self._identity() or {}))), self.build(self._with(None))
+        idle, without = self.build(self.described(**(self._identity() or {}))), self.build(self._with(None))
         stir(idle)
-        bare.load_state_dict(idle.state_dict(), strict=False)
-        for row, (a, b) in enumerate(zip(self.seen(idle.eval(), [0, 1]), self.seen(bare.eval(), [0, 1]), strict=True)):
+        without.load_state_dict(idle.state_dict(), strict=False)
+        for row, (a, b) in enumerate(zip(self.seen(idle.eval(), [0, 1]), self.seen(without.eval(), [0, 1]), strict=True)):
             demand(torch.equal(a, b), f"{self.part.name}: set to do nothing, row {row} differs by {difference(a, b):.2g}.")
 
 
-class DualBench(ModelBench):
+class DualFixture(ModelFixture):
     """A part of Tessera's dual encoder."""
 
     def described(self, **changes: Any) -> Any:
@@ -304,7 +304,7 @@ class DualBench(ModelBench):
         return TesseraDualEncoderConfig(**{"encoder": dict(ENCODER), "contrastive": spec, **sizes, **around})
 
     def build(self, described: Any) -> Any:
-        """See `ModelBench`."""
+        """See `ModelFixture`."""
         from tessera.models.dual_encoder import TesseraDualEncoder
 
         return TesseraDualEncoder(described)
@@ -317,9 +317,9 @@ class DualBench(ModelBench):
         """An image and a text of 4 + 3 r words for each row."""
         texts, pixels = [], []
         for row in rows:
-            lots = torch.Generator().manual_seed(row + 11)
-            texts.append([BOS, *torch.randint(*WORDS, (4 + 3 * row,), generator=lots).tolist(), EOS])
-            pixels.append(torch.randn(3, ENCODER["image_size"], ENCODER["image_size"], generator=lots))  # type: ignore[call-overload]
+            generator = torch.Generator().manual_seed(row + 11)
+            texts.append([BOS, *torch.randint(*WORDS, (4 + 3 * row,), generator=generator).tolist(), EOS])
+            pixels.append(torch.randn(3, ENCODER["image_size"], ENCODER["image_size"], generator=generator))  # type: ignore[call-overload]
         longest = max(map(len, texts))
         ids = torch.tensor(
             [[*[PAD] * (longest - len(t)), *t] if side == "left" else [*t, *[PAD] * (longest - len(t))] for t in texts]

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tessera.lab.contract.bench import TOLERANCE, Bench, demand, difference, stir
+from tessera.lab.contract.fixture import TOLERANCE, Fixture, demand, difference, stir
 
 
-class PixelsBench(Bench):
+class PixelsFixture(Fixture):
     """A part that cuts a picture into views (`tessera.hosts.pixels.Pixels`)."""
 
     own: ClassVar[tuple[str, ...]] = ("batch",)
@@ -48,7 +48,7 @@ class PixelsBench(Bench):
         demand(same, f"{self.part.name}: the views of one picture differ from call to call.")
 
 
-class CompressionBench(Bench):
+class CompressionFixture(Fixture):
     """A `Compressor` or a `Merger`, on a tiny vision model with a head."""
 
     own: ClassVar[tuple[str, ...]] = ("batch", "saving", "undone", "bf16")
@@ -133,7 +133,7 @@ class CompressionBench(Bench):
         demand(bool(logits.isfinite().all()), f"{self.part.name}: logits under bfloat16 autocast are not finite.")
 
 
-class FewShotBench(Bench):
+class FewShotFixture(Fixture):
     """A part of socket `few_shot`, on a tiny dual encoder of the world."""
 
     own: ClassVar[tuple[str, ...]] = ("batch", "undone")

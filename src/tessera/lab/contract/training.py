@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.lab.contract.bench import TOLERANCE, Bench, Broken, demand, demand_gradients, difference, stir
+from tessera.lab.contract.fixture import TOLERANCE, Broken, Fixture, demand, demand_gradients, difference, stir
 from tessera.world import World
 
 SIDE = 64
@@ -37,7 +37,7 @@ def subject(name: str) -> tuple[Any, Any]:
     return build(found)
 
 
-class ObjectiveBench(Bench):
+class ObjectiveFixture(Fixture):
     """An `Objective`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch")
@@ -97,7 +97,7 @@ class ObjectiveBench(Bench):
         model.zero_grad(set_to_none=True)
 
 
-class TuningBench(Bench):
+class TuningFixture(Fixture):
     """A `Tuning`."""
 
     own: ClassVar[tuple[str, ...]] = ("gradients", "batch", "saving", "identity", "undone")
@@ -111,7 +111,7 @@ class TuningBench(Bench):
         return [row[there >= 0] for row, there in zip(logits, batch["segment_ids"], strict=True)]
 
     @cached_property
-    def bare(self) -> Any:
+    def untuned(self) -> Any:
         """The model without the tuning."""
         model = copy.deepcopy(subject("nano")[0])
         stir(model)
@@ -119,7 +119,7 @@ class TuningBench(Bench):
 
     def put(self) -> tuple[Any, Any, nn.Module]:
         """Tuning, model with the tuning in it, and the tuning's parameters."""
-        model, tuning = copy.deepcopy(self.bare), self.target(self.config())
+        model, tuning = copy.deepcopy(self.untuned), self.target(self.config())
         return tuning, model, tuning.put_in(model)
 
     def check_builds(self) -> None:
@@ -140,7 +140,9 @@ class TuningBench(Bench):
             self._same(model, "switched off")
         tuning.take_out()
         self._same(model, "taken out")
-        demand(model.state_dict().keys() == self.bare.state_dict().keys(), f"{self.part.name}, taken out, left weights behind.")
+        demand(
+            model.state_dict().keys() == self.untuned.state_dict().keys(), f"{self.part.name}, taken out, left weights behind."
+        )
 
     def check_gradients(self) -> None:
         """The model frozen, the tuning's own parameters random."""
@@ -170,7 +172,7 @@ class TuningBench(Bench):
             demand(path.exists() and any(path.rglob("*.safetensors")), f"{self.part.name} saved no safetensors in {path.name}.")
 
     def _same(self, model: nn.Module, when: str) -> None:
-        for row, (a, b) in enumerate(zip(self.seen(model, [0, 1]), self.seen(self.bare, [0, 1]), strict=True)):
+        for row, (a, b) in enumerate(zip(self.seen(model, [0, 1]), self.seen(self.untuned, [0, 1]), strict=True)):
             demand(torch.equal(a, b), f"{self.part.name}, {when}: row {row} differs by {difference(a, b):.2g} from the model.")
 
 

@@ -39,7 +39,7 @@ def inline(text: str) -> Markup:
 
 
 def link(url: str, words: str, css: str = "") -> Markup:
-    """A link to another site, or the bare words where the address is none of the web."""
+    """A link to another site, or the words alone where the address is none of the web."""
     if not _web(url):
         return Markup("{}").format(words)
     style = Markup(' class="{}"').format(css) if css else ""

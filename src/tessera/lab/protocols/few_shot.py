@@ -1,4 +1,4 @@
-"""A frozen dual encoder and a few labelled images of every class: what a part of socket `few_shot` makes of them.
+"""A frozen dual encoder and a few labelled images of every class: the accuracy of a part of socket `few_shot`.
 
 Seeds draw the classes, the shots and the test images. Shots are drawn in one artwork style, test images in the other. Every image
 is embedded once, and all arms work on the same features. Imports torch inside functions only.

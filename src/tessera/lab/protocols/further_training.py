@@ -18,13 +18,13 @@ from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.further import Pool, Teaching
+    from tessera.lab.further import FineTuning, Pool
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
 
 SCENES: Mapping[str, Any] = {"kinds": {"scene": 1.0}, "things": (1, 5)}
 TESTS = ("types", "world", "pictures", "most", "image", "plug")
-TAUGHT = ("objective", "tuning", "plugs", "steps")
+TRAINING_SETTINGS = ("objective", "tuning", "plugs", "steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +73,22 @@ class FurtherTraining(Protocol):
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1. Arms that differ in their test alone share one training of a seed."""
         assert isinstance(arm, Vary)
-        test, taught = split(self, arm)
+        test, training = split(self, arm)
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, float]:
-                lesson = lessons(self, *lab.reference(self.model), seed)
-                return trained(self, *lab.reference(self.model, copy=True), teaching(self, arm), seed, *lesson)
+                data = train_and_test_data(self, *lab.reference(self.model), seed)
+                return trained(self, *lab.reference(self.model, copy=True), fine_tuning(self, arm), seed, *data)
 
-            found.append(lab.kept([self.plain(), taught, seed], self.depends(arm), make))
+            found.append(lab.kept([self.plain(), training, seed], self.depends(arm), make))
         own = {key: key.partition(": ")[2] for key in found[0] if key.startswith(f"{test}: ")}
         rows = [row | {short: row[key] for key, short in own.items()} for row in found]
         return per_seed({metric: [row[metric] for row in rows] for metric in rows[0]})
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """Two steps of a tiny random model by each kind of teaching, and what it then answers."""
+        """Two steps of a tiny random model by each kind of fine-tuning, and what it then answers."""
         return _golden(cls)
 
 
@@ -105,8 +105,8 @@ def split(protocol: FurtherTraining, arm: Vary) -> tuple[str, dict[str, Any]]:
     test = settings.pop("test", next(iter(protocol.tests)))
     if test not in protocol.tests:
         raise TesseraError(f"arm {arm.name!r} is tested by {test!r}, the protocol by {', '.join(protocol.tests)}.")
-    if wrong := settings.keys() - set(TAUGHT):
-        known = ", ".join((*TAUGHT, "test"))
+    if wrong := settings.keys() - set(TRAINING_SETTINGS):
+        known = ", ".join((*TRAINING_SETTINGS, "test"))
         raise TesseraError(f"arm {arm.name!r}: further_training knows {known}, not {', '.join(sorted(wrong))}.")
     return test, _plain({"steps": protocol.steps, **settings})
 
@@ -116,22 +116,22 @@ def tested(protocol: FurtherTraining) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for options in protocol.tests.values() for part in options.get("plug", {})))
 
 
-def teaching(protocol: FurtherTraining, arm: Vary) -> Teaching:
-    """What the arm's model learns by."""
-    from tessera.lab.further import Teaching
+def fine_tuning(protocol: FurtherTraining, arm: Vary) -> FineTuning:
+    """How the arm's model is fine-tuned."""
+    from tessera.lab.further import FineTuning
 
-    _, taught = split(protocol, arm)
-    return Teaching(**{"batch": protocol.batch, "rate": protocol.rate, "world": protocol.world, **taught})
+    _, training = split(protocol, arm)
+    return FineTuning(**{"batch": protocol.batch, "rate": protocol.rate, "world": protocol.world, **training})
 
 
-def lessons(protocol: FurtherTraining, model: Any, processor: Any, seed: int) -> tuple[Pool | None, dict[str, Pool]]:
+def train_and_test_data(protocol: FurtherTraining, model: Any, processor: Any, seed: int) -> tuple[Pool | None, dict[str, Pool]]:
     """(the questions that arms without an objective learn from, None without types; those of every test), with what the encoders
     see: they are the same in all arms, and other ones for every seed."""
     from tessera.lab.further import pool_of
 
-    taught, tests = None, dict[str, Any]()
+    train_data, tests = None, dict[str, Any]()
     if protocol.types:
-        taught = pool_of(
+        train_data = pool_of(
             model,
             processor,
             protocol.scenes,
@@ -151,22 +151,22 @@ def lessons(protocol: FurtherTraining, model: Any, processor: Any, seed: int) ->
         if key not in same:
             same[key] = pool_of(model, processor, count, split="test", seed=seed, **asked)
         tests[name] = same[key]
-    return taught, tests
+    return train_data, tests
 
 
 def trained(
     protocol: FurtherTraining,
     model: Any,
     processor: Any,
-    how: Teaching,
+    how: FineTuning,
     seed: int,
-    taught: Pool | None,
+    train_data: Pool | None,
     tests: Mapping[str, Pool],
 ) -> dict[str, float]:
     """The metrics of every test, of the model after its training with a seed."""
     from tessera.lab.further import learn, plugged, said
 
-    losses = learn(model, processor, how, taught, seed) if how.steps else []
+    losses = learn(model, processor, how, train_data, seed) if how.steps else []
     found: dict[str, float] = {}
     scales: list[list[bool]] = []
     for name, pool in tests.items():
@@ -199,7 +199,7 @@ def _golden(cls: type[FurtherTraining]) -> Numbers:
 
     from tessera.hosts.zoo import fill
     from tessera.lab.behaviour import summary
-    from tessera.lab.contract.bench import quiet, seeded
+    from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.contract.training import SIDE, subject
     from tessera.lab.further import batch
 
@@ -227,23 +227,23 @@ def _golden(cls: type[FurtherTraining]) -> Numbers:
     with quiet(), seeded():
         start, processor = copy.deepcopy(subject("nano")[0]), subject("nano")[1]
         fill(start, 0)
-        taught, pools = lessons(protocol, start.eval(), processor, 0)
-        assert taught is not None
-        for name, pool in (("training", taught), *pools.items()):
+        train_data, pools = train_and_test_data(protocol, start.eval(), processor, 0)
+        assert train_data is not None
+        for name, pool in (("training", train_data), *pools.items()):
             found[f"pool {name}"] = [float(sum(map(len, pool.asked))), *summary(pool.pixels), *summary(pool.seen)]
             found[f"asked {name}"] = str(pool.asked)
         shown = batch(processor, pools["own"], [0, 3], shift=1, tempting=True)
         found["mismatched"] = [*shown["input_ids"].flatten().tolist(), *summary(shown["visual_features"])]
         for arm in arms:
-            bare = "tuning" in arm.settings  # which is plugged in itself, and takes no other parts beside it
-            asked_of = replace(protocol, tests={"pairs": tests["pairs"]}, scales=()) if bare else protocol
+            tuned_alone = "tuning" in arm.settings  # which is plugged in itself, and takes no other parts beside it
+            asked_of = replace(protocol, tests={"pairs": tests["pairs"]}, scales=()) if tuned_alone else protocol
             made = trained(
                 asked_of,
                 copy.deepcopy(start),
                 processor,
-                teaching(protocol, arm),
+                fine_tuning(protocol, arm),
                 0,
-                taught,
+                train_data,
                 {name: pools[name] for name in asked_of.tests},
             )
             found |= {f"{arm.label}: {name}": [value] for name, value in sorted(made.items())}

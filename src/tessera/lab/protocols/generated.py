@@ -1,4 +1,4 @@
-"""A data engine against the world, which knows every answer: how many of its questions are wrong, and what they teach.
+"""A data engine against the world, which knows every answer: how many questions are wrong, and what a model learns from them.
 
 `Generated` counts errors, so its units are pictures; `EngineData` trains a model on the engine's questions, so its units are
 seeds.
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tessera.data.engine import Instruction
     from tessera.data.scene_graph import Annotated
     from tessera.lab.behaviour import Numbers
+    from tessera.lab.conversations import About
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
-    from tessera.lab.lessons import About
 
 BASE = ("existence", "position", "attribute", "category", "at")
 """What is asked about a picture without the engine."""
@@ -111,7 +111,7 @@ class EngineData(Protocol):
     """A reference model learns on, with half of its pictures bearing the engine's questions, and is asked the engine's held-out
     phrasings about other scenes.
 
-    part: of socket `engines`; programs: that are measured (all that ask about one picture are taught); model: what learns on;
+    part: of socket `engines`; programs: that are measured (trained on together, picture by picture); model: what learns on;
     pictures, most: of the training, and questions of a picture at most; steps, images: of the training, images a step; asked:
     test scenes; world: options of `WorldConfig`.
 
@@ -143,21 +143,21 @@ class EngineData(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1."""
-        from tessera.lab.lessons import conversations, taught
+        from tessera.lab.conversations import conversations, trained_on
         from tessera.lab.scenes import accuracy
 
         model, processor = lab.reference(self.model)
         how = chosen(arm, data=DATA)["data"]
         found: dict[str, list[float]] = {}
         for seed in range(first, first + count):
-            pool = conversations(model, processor, self._lesson(how, seed))
-            learned, _ = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
+            pool = conversations(model, processor, self._train_data(how, seed))
+            learned, _ = trained_on(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
             for name, asked in self._tests(seed).items():
                 test = conversations(model, processor, asked)
                 found.setdefault(name, []).append(accuracy(learned, processor, test, "own", alone=False))
         return per_seed(found)
 
-    def _lesson(self, how: str, seed: int = 0) -> list[About]:
+    def _train_data(self, how: str, seed: int = 0) -> list[About]:
         from tessera.data.scene_graph import of_samples
         from tessera.world import World
 
@@ -186,8 +186,8 @@ class EngineData(Protocol):
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """What is taught in every arm and asked, and the loss of a tiny random model on it."""
-        from tessera.lab.lessons import conversations
+        """Training data and questions of every arm, and the loss of a tiny random model on it."""
+        from tessera.lab.conversations import conversations
         from tessera.lab.protocols.tiny import tiny_model
         from tessera.lab.scenes import batch
 
@@ -195,9 +195,9 @@ class EngineData(Protocol):
         small, found = cls(programs=("count_object", "relation"), pictures=4, asked=3, world=world), dict[str, Any]()
         model, processor = tiny_model()
         for how in DATA:
-            lesson = small._lesson(how)
-            found[how] = " | ".join(f"{q} {a}" for _, turns in lesson for q, a in turns)
-            pool = conversations(model, processor, lesson)
+            train_data = small._train_data(how)
+            found[how] = " | ".join(f"{q} {a}" for _, turns in train_data for q, a in turns)
+            pool = conversations(model, processor, train_data)
             found[f"{how}: loss"] = [float(model(**batch(pool, processor, pool.asked, alone=False)).loss.detach())]
         for name, asked in small._tests().items():
             found[name] = " | ".join(f"{q} {a}" for _, turns in asked for q, a in turns)

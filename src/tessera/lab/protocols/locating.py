@@ -19,9 +19,9 @@ from tessera.lab.protocols.base import APART, Protocol, chosen
 if TYPE_CHECKING:
     from tessera.evaluation.grounding import Located
     from tessera.lab.behaviour import Numbers
+    from tessera.lab.conversations import About
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
-    from tessera.lab.lessons import About
     from tessera.world import Sample
 
 SCENES: Mapping[str, Any] = {"kinds": {"scene": 1.0}, "things": (1, 6)}
@@ -156,7 +156,7 @@ class Referents(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1."""
-        from tessera.lab.lessons import conversations, taught
+        from tessera.lab.conversations import conversations, trained_on
         from tessera.world import World
         from tessera.world.rng import Rng
 
@@ -170,15 +170,15 @@ class Referents(Protocol):
             pictures = [sample.images()[0] for sample in samples]
             absent = [part.absent(sample, Rng("absent", sample.index), 1) for sample in samples]
             present = [[Rng("present", sample.index).choice(sample.truth()).name] for sample in samples]
-            pool = conversations(*lab.reference(self.model), self._lesson(part, how, seed))
-            learned = taught(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
+            pool = conversations(*lab.reference(self.model), self._train_data(part, how, seed))
+            learned = trained_on(lab, self.model, pool, seed=seed, steps=self.steps, images=self.images)
             false = part.locate(*learned, pictures, absent)
             made["false boxes"].append(sum(bool(finds) for finds in false) / len(samples))
             found = zip(part.locate(*learned, pictures, present), present, strict=True)
             made["found"].append(sum(any(f.label == name for f in finds) for finds, [name] in found) / len(samples))
         return per_seed(made)
 
-    def _lesson(self, part: Any, how: str, seed: int = 0) -> list[About]:
+    def _train_data(self, part: Any, how: str, seed: int = 0) -> list[About]:
         from tessera.world import World
         from tessera.world.rng import Rng
 
@@ -197,8 +197,8 @@ class Referents(Protocol):
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """What is taught in every arm, and a tiny random model that learns it for some steps."""
-        from tessera.lab.lessons import conversations
+        """The training data of every arm, and a tiny random model that learns it for some steps."""
+        from tessera.lab.conversations import conversations
         from tessera.lab.protocols.tiny import tiny_model
         from tessera.lab.scenes import batch
 
@@ -207,8 +207,8 @@ class Referents(Protocol):
         part, (model, processor) = target(target.Config(codec="hundredths")), tiny_model()
         found: dict[str, list[float] | str] = {}
         for how in ("own", "none", "shuffled"):
-            lesson = small._lesson(part, how)
-            found[how] = " | ".join(f"{q} {a}" for _, turns in lesson for q, a in turns)
-            pool = conversations(model, processor, lesson)
+            train_data = small._train_data(part, how)
+            found[how] = " | ".join(f"{q} {a}" for _, turns in train_data for q, a in turns)
+            pool = conversations(model, processor, train_data)
             found[f"{how}: loss"] = [float(model(**batch(pool, processor, pool.asked, alone=False)).loss.detach())]
         return found

@@ -80,7 +80,7 @@ class LongInputs(Protocol):
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, dict[str, float]]:
-                return trained(lab, self, train, seed, *lessons(lab, self, seed))
+                return trained(lab, self, train, seed, *train_and_test_data(lab, self, seed))
 
             found.append(lab.kept([self.plain(), train, seed], self.depends(arm), make))
         return per_seed({metric: [f[way][metric] for f in found] for metric in ("accuracy", "loss")})
@@ -98,10 +98,10 @@ class LongInputs(Protocol):
             asked=asked, tower=tower, start="", square=2, language=sizes, pictures=40, test_pictures=40, few=(1, 2), many=4,
             rows=4, steps=6, tested=8,
         )  # fmt: skip
-        taught, shown = lessons(lab, micro, 0)
-        found: dict[str, list[float] | str] = {"kinds": " ".join(taught.kinds), "seen": summary(taught.seen)}
+        train_data, shown = train_and_test_data(lab, micro, 0)
+        found: dict[str, list[float] | str] = {"kinds": " ".join(train_data.kinds), "seen": summary(train_data.seen)}
         for label, train in (("whole", {}), ("random strides", {"v2pe": {"strides": (16, 256)}})):
-            made = trained(lab, micro, train, 0, taught, shown)
+            made = trained(lab, micro, train, 0, train_data, shown)
             found |= {f"{label}: {name}": list(values.values()) for name, values in sorted(made.items())}
         return found
 
@@ -154,7 +154,7 @@ def built(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def lessons(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Pictures, Pictures]:
+def train_and_test_data(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Pictures, Pictures]:
     """Pictures to learn with and to be asked about, a seed's own."""
     model, processor = built(lab, protocol, 0)
     return (
@@ -213,7 +213,7 @@ def batch(
 
 
 def trained(
-    lab: Lab, protocol: LongInputs, train: Mapping[str, Any], seed: int, taught: Pictures, shown: Pictures
+    lab: Lab, protocol: LongInputs, train: Mapping[str, Any], seed: int, train_data: Pictures, shown: Pictures
 ) -> dict[str, dict[str, float]]:
     """Accuracy and loss in each way of being asked after one training."""
     import torch
@@ -226,7 +226,7 @@ def trained(
     least, most = protocol.few
 
     def batch_of_step(step: int, order: torch.Generator) -> Mapping[str, Tensor]:
-        return batch(taught, processor, protocol.rows, least + step % (most - least + 1), order)
+        return batch(train_data, processor, protocol.rows, least + step % (most - least + 1), order)
 
     @contextmanager
     def around(step: int) -> Iterator[None]:

@@ -144,9 +144,9 @@ class Selection(Protocol):
         mmstar = registry.get("benchmarks", "mmstar").target
         visual = choices(self.world, self.seed + look, count)
         items = [*visual, *planted(visual[: round(len(visual) * 2 / 3)], "test")]
-        bench = mmstar(mmstar.Config(), items)
-        hits = np.asarray(bench.hits([judge]) if judge else bench.hits([], [Guess()]))
-        known = {id(item) for item in bench.select([judge] if judge else [], [] if judge else [Guess()]).items()}
+        benchmark = mmstar(mmstar.Config(), items)
+        hits = np.asarray(benchmark.hits([judge]) if judge else benchmark.hits([], [Guess()]))
+        known = {id(item) for item in benchmark.select([judge] if judge else [], [] if judge else [Guess()]).items()}
         gone = np.asarray([float(id(item) not in known) for item in items])
         needless = np.arange(len(items)) >= len(visual)
         return per_picture(
@@ -253,7 +253,7 @@ def choices(world: Mapping[str, Any], seed: int, count: int) -> list[Item]:
     return found
 
 
-def planted(items: Sequence[Item], lots: str = "test") -> list[Item]:
+def planted(items: Sequence[Item], stream: str = "test") -> list[Item]:
     """Questions that need no picture, one for each of the items' pictures: a thing's kind, or what the question itself says."""
     from tessera.evaluation.items import Item
     from tessera.world.concepts import concepts
@@ -265,7 +265,7 @@ def planted(items: Sequence[Item], lots: str = "test") -> list[Item]:
     table = concepts()
     made = []
     for number, item in enumerate(items):
-        rng = Rng("planted", lots, item.sample.index, number)
+        rng = Rng("planted", stream, item.sample.index, number)
         names = [table[c] for c in rng.pick(item.sample.pool, 4)]
         kinds = list(dict.fromkeys(c.category for c in names))
         if rng.chance(0.5) and len(kinds) == 4:

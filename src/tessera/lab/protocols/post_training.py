@@ -1,4 +1,4 @@
-"""A tower that learned from labels of whole images goes on by an objective without labels; linear probes read its patches.
+"""A tower trained on image labels is trained further by a self-supervised objective; linear probes read its patches.
 
 Seeds choose the scenes, the starting weights and the order of the data. One first training of each seed serves all arms. Imports
 torch inside functions only.

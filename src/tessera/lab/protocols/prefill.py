@@ -35,7 +35,7 @@ class Prefill(CostProtocol):
     rounds: int = 5
 
     def measure(self, lab: Lab, treatment: Arm, baseline: Arm | None) -> Costs:
-        """The bare host against the host with the part of `treatment` (a `Plug`)."""
+        """The plain host against the host with the part of `treatment` (a `Plug`)."""
         import torch
 
         from tessera.bench.tokens import Shape, host, inputs
@@ -49,12 +49,12 @@ class Prefill(CostProtocol):
 
         with ExitStack() as stack, torch.inference_mode():
             plugged = plugged_copy(stack, model, treatment)
-            bare, thin = forward(model), forward(plugged.model)
+            unplugged, thin = forward(model), forward(plugged.model)
             thin()
             tokens = [stage.index.shape[1] for stage in plugged.sequence.stages]
-            all_, left = lab.flops(bare), lab.flops(thin)
+            all_, left = lab.flops(unplugged), lab.flops(thin)
             seeing = lab.flops(lambda: model.get_image_features(pixel_values=prompt["pixel_values"]))
-            taken = lab.timing(bare, thin, self.rounds) if self.rounds else None
+            taken = lab.timing(unplugged, thin, self.rounds) if self.rounds else None
         mean = sum(tokens) / len(tokens)
         return Costs(
             counted={

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
 
-LOOKS = ("intact", "tokens", "within", "between", "mismatched", "mean", "patches")
+DISTURBANCES = ("intact", "tokens", "within", "between", "mismatched", "mean", "patches")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbed(Protocol):
     """model: a reference model; types: of the questions; groups: of tokens; grid: patches per side; world: options of
-    `WorldConfig`, for all arms; seed: of the first look's scenes and of all lots.
+    `WorldConfig`, for all arms; seed: of the first look's scenes and of everything random.
 
     Arms: `Vary(name, look=...)`: "intact"; order of all "tokens", "within" or "between" groups; tokens of a "mismatched" picture;
     every token their "mean", so that no place is left; order of "patches".
@@ -68,22 +68,22 @@ class Disturbed(Protocol):
 
         from tessera.evaluation.harness import ask
 
-        part, look = part_module(registry.get("probes", "intriguing_properties")), chosen(arm, look=LOOKS)["look"]
-        lots = torch.Generator().manual_seed(seed)
+        part, look = part_module(registry.get("probes", "intriguing_properties")), chosen(arm, look=DISTURBANCES)["look"]
+        generator = torch.Generator().manual_seed(seed)
 
         def change(found: list[Tensor]) -> list[Tensor]:
             if look == "mismatched":
                 return [*found[1:], *found[:1]]
             if look in ("tokens", "within", "between"):
                 how: Any = look
-                return [tokens[part.order(len(tokens), self.groups, how, lots)] for tokens in found]
+                return [tokens[part.order(len(tokens), self.groups, how, generator)] for tokens in found]
             if look == "mean":
                 return [tokens.mean(0, keepdim=True).expand_as(tokens) for tokens in found]
             return found
 
         answers: Any = part.Tokens(model, processor, change)
         if look == "patches":
-            answers = part.Pictures(answers, lambda image: part.shuffle_patches(image, self.grid, lots))
+            answers = part.Pictures(answers, lambda image: part.shuffle_patches(image, self.grid, generator))
         return ask(model, processor, items, answers=answers, max_new_tokens=max_new_tokens)
 
     @classmethod
@@ -95,7 +95,7 @@ class Disturbed(Protocol):
         small = cls(groups=4, grid=4)
         items = questions({**small.world, "width": 64, "height": 64}, ("existence", "position"), 0, 8)
         found: dict[str, list[float] | str] = {}
-        for look in LOOKS:
+        for look in DISTURBANCES:
             said = small._said(model, processor, items, Vary(look, look=look), 0, max_new_tokens=4)
             found[look] = " | ".join(text for texts in said for text in texts)
         for metric, (totals, counts) in right(items, [[q.answer for q in item.questions] for item in items]).metrics.items():
@@ -144,16 +144,16 @@ class NoisyLayers(Protocol):
 
         part = part_module(registry.get("probes", "intriguing_properties"))
         start, end, how = _band(arm)
-        layers = attach(model).anatomy.layers
+        layers = attach(model).architecture.layers
         band = [layer for n, layer in enumerate(layers) if start * len(layers) <= n < end * len(layers)]
         losses = np.zeros(len(items))
         for number, layer in enumerate(band):
             for place, item in enumerate(items):
-                lots = torch.Generator().manual_seed(self.seed + place * len(band) + number)
+                generator = torch.Generator().manual_seed(self.seed + place * len(band) + number)
                 if how == "none":
                     losses[place] += loss(model, processor, item) / len(band)
                     continue
-                with part.disturbed_layer(layer, "noise", self.noise, lots):
+                with part.disturbed_layer(layer, "noise", self.noise, generator):
                     losses[place] += loss(model, processor, item) / len(band)
         return Outcomes({"loss": (losses, np.ones(len(items)))})
 

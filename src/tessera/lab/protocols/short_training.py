@@ -26,7 +26,7 @@ TOWER: dict[str, Any] = {"kind": "conv_vit", "image_size": 112, "patch_size": 8,
 SMALL: dict[str, Any] = {"layers": 2, "width": 128, "hidden": 352}
 """Sizes of a language model that learns in seconds."""
 TESTS = ("own", "shuffled question", "shuffled routers", "mismatched image", "no image")
-"""How a trained model is asked: as it was taught; its connector reads the question of another row; its routers name, for each
+"""How a trained model is asked: as in training; its connector reads the question of another row; its routers name, for each
 expert, the next one; it is shown the next scene; it is shown none."""
 
 
@@ -80,14 +80,14 @@ class ShortTraining(Protocol):
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Seeds first .. first + count - 1. Arms that differ in their test alone share one training of a seed."""
         assert isinstance(arm, Build)
-        test, taught = split(self, arm)
+        test, training = split(self, arm)
         found = []
         for seed in range(first, first + count):
 
             def make(seed: int = seed) -> dict[str, float]:
-                return trained(lab, self, arm, seed, *lessons(lab, self, arm, seed))
+                return trained(lab, self, arm, seed, *train_and_test_data(lab, self, arm, seed))
 
-            found.append(lab.kept([self.plain(), taught, seed], self.depends(arm), make))
+            found.append(lab.kept([self.plain(), training, seed], self.depends(arm), make))
         return per_seed({"accuracy": [f[test] for f in found], "loss": [f["loss"] for f in found]})
 
     @classmethod
@@ -114,10 +114,10 @@ class ShortTraining(Protocol):
         arms = (*arms, ("staged", staged, Build("mlp", connector={"kind": "mlp"})))
         arms = (*arms, ("copied", copied, Build("mixture", {"train": [{"coupling": 1.0}]}, coupling=mixture)))
         for label, protocol, arm in arms:
-            taught, asked = lessons(lab, protocol, arm, 0)
-            made = trained(lab, protocol, arm, 0, taught, asked)
+            train_data, asked = train_and_test_data(lab, protocol, arm, 0)
+            made = trained(lab, protocol, arm, 0, train_data, asked)
             found |= {f"{label}: {name}": [value] for name, value in sorted(made.items())}
-            found[f"{label}: pool"] = [float(len(taught.questions)), *summary(taught.seen)]
+            found[f"{label}: pool"] = [float(len(train_data.questions)), *summary(train_data.seen)]
         return found
 
 
@@ -137,8 +137,8 @@ def split(protocol: ShortTraining, arm: Build) -> tuple[str, dict[str, Any]]:
     return test, plain
 
 
-def lessons(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[Scenes, Scenes]:
-    """What is taught and what is asked, with what the arm's towers see (the towers are the same for all seeds)."""
+def train_and_test_data(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[Scenes, Scenes]:
+    """Training and test data, with what the arm's towers see (the towers are the same for all seeds)."""
     from tessera.lab.scenes import coarse, scenes
 
     model, processor = built(lab, protocol, arm, 0)
@@ -153,7 +153,7 @@ def lessons(lab: Lab, protocol: ShortTraining, arm: Build, seed: int) -> tuple[S
     return of("train", protocol.scenes), of("test", protocol.test_scenes)
 
 
-def trained(lab: Lab, protocol: ShortTraining, arm: Build, seed: int, taught: Scenes, asked: Scenes) -> dict[str, float]:
+def trained(lab: Lab, protocol: ShortTraining, arm: Build, seed: int, train_data: Scenes, asked: Scenes) -> dict[str, float]:
     """Accuracy in each of the protocol's tests, and the loss, of the arm's model trained with a seed."""
     import torch
 
@@ -165,8 +165,8 @@ def trained(lab: Lab, protocol: ShortTraining, arm: Build, seed: int, taught: Sc
     alone = protocol.alone or model.reads_question
 
     def batch_of_step(step: int, order: torch.Generator) -> Mapping[str, torch.Tensor]:
-        chosen = torch.randint(len(taught.asked), (protocol.images,), generator=order).tolist()
-        return batch(taught, processor, [taught.asked[i] for i in chosen], alone=alone)
+        chosen = torch.randint(len(train_data.asked), (protocol.images,), generator=order).tolist()
+        return batch(train_data, processor, [train_data.asked[i] for i in chosen], alone=alone)
 
     optim = OptimConfig(lr=protocol.lr, muon_lr=protocol.muon_lr)
     if protocol.before:
@@ -175,7 +175,7 @@ def trained(lab: Lab, protocol: ShortTraining, arm: Build, seed: int, taught: Sc
         _take_over(base, model, [key for key in protocol.parts if key == "coupling" and key in arm.sockets])
     train = arm.settings.get("train", protocol.train)
     teacher = model.sockets().get("teacher")
-    with nullcontext() if teacher is None else remembered(teacher, taught.memory):
+    with nullcontext() if teacher is None else remembered(teacher, train_data.memory):
         losses = fit(model, batch_of_step, protocol.steps, seed=seed, optim=optim, train=train)
     tests = [name for name in protocol.tests if able(model, name)]
     last = losses[-max(1, len(losses) // 10) :]

@@ -1,6 +1,6 @@
 """Whether things are recognised in the views that a picture is cut into, those that the detail grid cuts apart from the rest.
 
-The object expert reads every view; the view in which it is surest of a thing names it.
+The object expert reads every view; its most confident view of a thing gives the class.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from tessera.lab.protocols.base import Protocol, chosen
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.agent import SessionSeer
+    from tessera.hosts.agent import SessionModel
     from tessera.lab.behaviour import Numbers
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
     from tessera.world.scene import Question
 
-LOOKS = ("search", "random", "glance")
+SEARCHES = ("search", "random", "glance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,28 +65,28 @@ class Zooming(Protocol):
         import numpy as np
 
         from tessera.evaluation.scoring import score
-        from tessera.hosts.agent import SessionSeer
+        from tessera.hosts.agent import SessionModel
         from tessera.hosts.session import OwnSession
         from tessera.lab.glimpses import GROUND
 
-        how, size = chosen(arm, look=LOOKS)["look"], int(model.image_size)
+        how, size = chosen(arm, look=SEARCHES)["look"], int(model.image_size)
         module = part_module(registry.get("agents", self.part))
         target = registry.get("agents", self.part).target
         agent = target(target.Config(background=GROUND))
-        seer = SessionSeer(OwnSession(model, processor), ("yes", "no"), size=size, max_new_tokens=8)
+        interface = SessionModel(OwnSession(model, processor), ("yes", "no"), size=size, max_new_tokens=8)
         rows = []
         for number, (picture, name, question) in enumerate(far_away(size, self.times, self.seed, first + count)[first:]):
-            before, visits = seer.calls, 0
+            before, visits = interface.calls, 0
             if how == "glance":
                 shown = [picture.resize((size, size))]
             else:
-                lot = random.Random(first + number)
-                confidence = asked(agent, seer, picture, name) if how == "search" else lambda *_, lot=lot: lot.uniform(-1, 1)
+                rng = random.Random(first + number)
+                confidence = asked(agent, interface, picture, name) if how == "search" else lambda *_, rng=rng: rng.uniform(-1, 1)
                 found = agent.search(module.grow(picture.size, size), question.text, name, confidence)
                 visits = found.pops
                 shown = [view.image for view in agent.look(picture, found.nodes[:1], size)]
-            right = score(question, seer.ask(shown, question.text)).right
-            rows.append((float(right), seer.calls - before, visits))
+            right = score(question, interface.ask(shown, question.text)).right
+            rows.append((float(right), interface.calls - before, visits))
         columns = np.asarray(rows, dtype=np.float64).T
         return Outcomes({name: (columns[n], np.ones(count)) for n, name in enumerate(("accuracy", "calls", "visits"))})
 
@@ -99,7 +99,7 @@ class Zooming(Protocol):
         from tessera.lab.protocols.tiny import tiny_model
 
         found: dict[str, list[float] | str] = {}
-        for how in LOOKS:
+        for how in SEARCHES:
             outcomes = cls(times=4)._measured(*tiny_model(), Vary(how, look=how), 0, 3)
             for metric, (totals, _) in outcomes.metrics.items():
                 found[f"{how}: {metric}"] = totals.tolist()
@@ -114,17 +114,17 @@ class Zooming(Protocol):
 
 def _sure(model: Any, processor: Any, picture: Image.Image, name: str) -> list[float]:
     """What a model gives for the whole picture and one region of it, of every kind."""
-    from tessera.hosts.agent import SessionSeer
+    from tessera.hosts.agent import SessionModel
     from tessera.hosts.session import OwnSession
 
     part = registry.get("agents", "zoomeye")
-    seer = SessionSeer(OwnSession(model, processor), ("yes", "no"), size=32, max_new_tokens=8)
+    interface = SessionModel(OwnSession(model, processor), ("yes", "no"), size=32, max_new_tokens=8)
     root = part_module(part).grow(picture.size, 32)
-    confidence = asked(part.target(part.target.Config()), seer, picture, name)
+    confidence = asked(part.target(part.target.Config()), interface, picture, name)
     return [confidence(node, kind, name) for node in (root, root.children[1]) for kind in ("existence", "latent")]
 
 
-def asked(agent: Any, seer: SessionSeer, picture: Image.Image, name: str) -> Callable[[Any, str, str], float]:
+def asked(agent: Any, interface: SessionModel, picture: Image.Image, name: str) -> Callable[[Any, str, str], float]:
     """Confidences 2 p(yes) - 1 of a model, each asked for once: (node, kind, about) -> -1..1."""
     from tessera.lab.glimpses import ANYTHING
     from tessera.world.questions.phrasing import article
@@ -134,8 +134,8 @@ def asked(agent: Any, seer: SessionSeer, picture: Image.Image, name: str) -> Cal
     def confidence(node: Any, kind: str, about: str) -> float:
         question = ANYTHING if kind == "latent" else f"Is there {article(name)} {name}?"
         if (id(node), question) not in known:
-            views = [view.image for view in agent.look(picture, [node], seer.size)]
-            known[id(node), question] = 2 * seer.yes(views, question) - 1
+            views = [view.image for view in agent.look(picture, [node], interface.size)]
+            known[id(node), question] = 2 * interface.yes(views, question) - 1
         return known[id(node), question]
 
     return confidence

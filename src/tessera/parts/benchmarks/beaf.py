@@ -170,9 +170,9 @@ class BEAF(Benchmark):
         if not removed:
             return []
         table, near = concepts(), {concepts()[c].category for c in kinds}
-        strangers = [c for c in sample.pool if c not in kinds and clashes.get(c, frozenset()).isdisjoint(kinds)]
-        hard = rng.pick([c for c in strangers if table[c].category in near], self.config.absent)
-        asked = [*sure, *hard, *rng.pick([c for c in strangers if c not in hard], self.config.absent - len(hard))]
+        unrelated = [c for c in sample.pool if c not in kinds and clashes.get(c, frozenset()).isdisjoint(kinds)]
+        hard = rng.pick([c for c in unrelated if table[c].category in near], self.config.absent)
+        asked = [*sure, *hard, *rng.pick([c for c in unrelated if c not in hard], self.config.absent - len(hard))]
         made = []
         for gone in (-1, *removed):
             things = tuple(t for t in scene.things if t.concept != gone)

@@ -3,7 +3,7 @@
 Source: Merullo et al., "Linearly Mapping from Image to Text Space", 2023, arXiv:2209.15162. The encoder's spatial features become
 soft prompts in front of the text through a single linear layer, which learns from captions alone. That this is enough says how
 alike the two spaces are; what survives the map says what the encoder knows: one trained with language brings over categories,
-one trained without brings over looks.
+one trained without transfers visual attributes.
 
 Deviations: none in the map. Dropout on its output is that of the authors' configurations. Which weights stay is a matter of the
 training stage: `TRAINED` names the one socket that moves.

@@ -104,6 +104,6 @@ def corrections(visual: Tensor, real: Tensor, image_of: Tensor, steps: Tensor) -
 
 
 def positions(visual: Tensor, real: Tensor, image_of: Tensor, steps: Tensor) -> Tensor:
-    """V2PE's positions [B, S] float64 of a whole prompt, 1 at padding as transformers has it there."""
+    """V2PE's positions [B, S] float64 of a full prompt, 1 at padding as transformers has it there."""
     default = (real.cumsum(1) - 1).masked_fill(~real, 1)
     return default + corrections(visual, real, image_of, steps)[0]

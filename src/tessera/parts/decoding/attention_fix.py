@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.hosts.attention_override import biased, override_attention
 from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.steering import biased, steer
 from tessera.nn.reduction import hashed
 from tessera.registry import part
 
@@ -79,12 +79,12 @@ class AttentionFix(HostPart):
         if self.config.amplification == 1:
             return
         for layer in self.layers(host):
-            steer(host.anatomy.attention(host.layers[layer]), partial(self._attend, host, layer), undo)
+            override_attention(host.architecture.attention(host.layers[layer]), partial(self._attend, host, layer), undo)
 
     def layers(self, host: Host) -> list[int]:
         """The layers that are edited."""
         count = host.layer_count
-        sliding = {n for n in range(count) if windowed(host.anatomy.attention(host.layers[n]), n)}
+        sliding = {n for n in range(count) if windowed(host.architecture.attention(host.layers[n]), n)}
         wanted = self.config.layers or [n for n in range(count // 2, count) if n not in sliding]
         for layer in wanted:
             if not 0 <= layer < count:
@@ -111,7 +111,7 @@ class AttentionFix(HostPart):
         found = torch.full_like(sequence.image_of, -1)
         if side == 0:
             return found
-        if "raster" not in view.host.anatomy.capabilities:
+        if "raster" not in view.host.architecture.capabilities:
             images = sequence.image_of
             for image in range(int(images.max()) + 1):
                 own = images == image

@@ -97,13 +97,13 @@ class LlavaAlign(HostPart):
         """The image-free streams of a prompt. Raises `UserError` for a prompt that came as embeddings."""
         if not isinstance(inputs.get("input_ids"), Tensor):
             raise UserError("llava_align takes the image out of a prompt's input_ids; it cannot do that to inputs_embeds.")
-        family, model, blind = host.anatomy.family, host.model, self.config.blind
+        family, model, blind = host.architecture.family, host.model, self.config.blind
         variants = []
         if blind in ("none", "both"):
             variants.append(family.no_image(model, inputs))
         if blind in ("unk", "both"):
             assert self.config.unknown_id is not None
-            marked = with_unknown(inputs, host.anatomy.image_token_ids, self.config.unknown_id)
+            marked = with_unknown(inputs, host.architecture.image_token_ids, self.config.unknown_id)
             variants.append(family.no_image(model, marked))
         return [Branch(model, variant, host) for variant in variants]
 

@@ -1,7 +1,7 @@
 """Any vision tower of the transformers library as an encoder: CLIP, SigLIP, DINOv2, ViT ...
 
 The tower is described by its transformers configuration dictionary (with `model_type`) and built without
-weights; load them with the whole model, or copy them in. `layer` counts as in LLaVA: -1 is the last layer's
+weights; load them with the full model, or copy them in. `layer` counts as in LLaVA: -1 is the last layer's
 output before any final norm that the tower keeps out of its hidden states, -2 the one before.
 
 Deviations: the pooling head of a tower is dropped where its configuration allows (`vision_use_head`).

@@ -49,13 +49,13 @@ class Prompts(nn.Module):
         order, kept = padded([self._order(at, length, len(ids), count, config.place) for ids, at, length in parsed])
         self.order = torch.where(kept, order, count + torch.arange(order.shape[1]))
         self.spoken = torch.gather(F.pad(self.ids, (count, 0)), 1, self.order)
-        lots = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         shape = (len(names), count, dual.width) if config.per_class else (count, dual.width)
         if config.init:
             at = parsed[0][1]
             start = self.embeds[0, at : at + count].expand(shape).clone()
         else:
-            start = torch.randn(shape, generator=lots) * (dual.spread if config.scaled else _SPREAD)
+            start = torch.randn(shape, generator=generator) * (dual.spread if config.scaled else _SPREAD)
         self.vectors = nn.Parameter(start)
 
     @staticmethod
@@ -132,13 +132,13 @@ class CoOp(FewShot):
         c, prompts = self.config, Prompts(dual, names, self.config, seed)
         unit = (dual.spread / _SPREAD) ** 2 if c.scaled else 1.0
         sgd = torch.optim.SGD(prompts.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
-        lots = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         epochs = self._epochs(len(labels), len(names))
         for epoch in range(epochs):
             rate = c.warm_lr if epoch == 0 else c.lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
             sgd.param_groups[0]["lr"] = rate * unit
-            copy = torch.randint(len(features), (len(labels),), generator=lots)
-            for rows in torch.randperm(len(labels), generator=lots).split(c.batch):
+            copy = torch.randint(len(features), (len(labels),), generator=generator)
+            for rows in torch.randperm(len(labels), generator=generator).split(c.batch):
                 logits = dual.scale * features[copy[rows], rows] @ prompts().t()
                 sgd.zero_grad()
                 F.cross_entropy(logits, labels[rows]).backward()

@@ -112,7 +112,7 @@ def suppress(found: Sequence[Located], iou: float) -> list[Located]:
 
 @part("griffon", socket="grounding", catalog=108)
 class Griffon(Grounder):
-    """Boxes with scores from what a model writes, and the data of the four scenarios to teach it."""
+    """Boxes with scores from what a model writes, and training data of the four scenarios."""
 
     @config
     class Config:
@@ -220,9 +220,9 @@ class Griffon(Grounder):
         table = concepts()
         near = {t.category for t in sample.truth()}
         words = {w for t in sample.truth() for w in (t.name, *t.synonyms)}
-        strangers = [c for c in sample.pool if not words & {table[c].name, *table[c].synonyms}]
-        hard = [c for c in strangers if table[c].category in near]
-        return [table[c].name for c in dict.fromkeys([*rng.pick(hard, (k + 1) // 2), *rng.pick(strangers, k)])][:k]
+        unnamed = [c for c in sample.pool if not words & {table[c].name, *table[c].synonyms}]
+        hard = [c for c in unnamed if table[c].category in near]
+        return [table[c].name for c in dict.fromkeys([*rng.pick(hard, (k + 1) // 2), *rng.pick(unnamed, k)])][:k]
 
 
 def spans_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:

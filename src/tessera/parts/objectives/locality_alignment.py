@@ -1,7 +1,7 @@
 """Locality alignment: every patch embedding learns to carry what its own patch contributes (MaskEmbed).
 
 Source: Covert, Sun, Zou, Hashimoto, "Locality Alignment Improves Vision-Language Models", 2024, arXiv:2410.11087. A pretrained
-encoder teaches itself. The teacher, frozen and without its last blocks, sees images with masked pixels; the student sees the
+encoder is its own teacher. The teacher, frozen and without its last blocks, sees images with masked pixels; the student sees the
 whole image once, its patch embeddings are masked alike, and a small transformer has to reconstruct from them what the teacher
 said. It can only do so where an embedding says what its patch shows. No labels are needed, and the decoder is left behind.
 

@@ -8,7 +8,7 @@ right answer, if the image were drowned in noise (forward diffusion). Both prefe
 Deviations: a rule-based injector over the world's ground truth in place of GPT-4V (things of the same category that are absent,
 things left out, places exchanged in lists; the question makers' distractors elsewhere). The paper's two stages are two weights:
 `(1, 0)` is the first, `(0.5, 0.5)` the second. As in the released trainer, tokens under the noised image are scored with the
-clean one, and where the noise changes no token, that pair teaches nothing.
+clean one, and where the noise changes no token, that pair has no gradient.
 
 Shapes: B images, Q questions each, M labelled tokens; pixels [B, 3, S, S]; segments alternate between right and injected answer.
 """

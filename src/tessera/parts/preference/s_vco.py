@@ -7,7 +7,7 @@ is bad by itself: both are right for one of the images, so nothing can be learne
 
 Deviations: pairs are the world's before/after pictures (exactly one thing added, removed, moved, recoloured, grown or shrunk),
 asked what the change decides, in place of filtered counterfactual photographs with rewritten captions. The contrast without
-image reads the bare beginning of the text.
+image reads only the beginning of the text.
 
 Shapes: W pairs of images, three sequences each (first image, second image, none; for a control a fourth, a random image), Q
 questions, segments alternate between the first image's answer and the second's: log-probabilities [W, 3, Q, 2].
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 TERMS = ("matching", "contradicting", "matching_other", "contradicting_other")
 """Image against none, none against the other image, for the first image's answer; the same for the second's."""
-STRANGER = 1_000
+MISMATCHED = 1_000
 """Lane of the pair that a random negative is of, which no search for a pair with contrasts comes to."""
 
 
@@ -98,7 +98,7 @@ class SVCO(Objective):
                     packs.append(pack_answers(processor, images, [(q, answers) for q, answers in asked]))
                 shown = sample.images()
                 if random:
-                    shown += world.sample(_lane(index, STRANGER), "pair").images()[:1]
+                    shown += world.sample(_lane(index, MISMATCHED), "pair").images()[:1]
                 pictures += map(np.asarray, shown)
             return collate(packs, to_pixels(pictures))
 

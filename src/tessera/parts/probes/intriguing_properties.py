@@ -36,7 +36,7 @@ from tessera.evaluation.answering import Generates, Row, generator, is_ours
 from tessera.evaluation.harness import ask
 from tessera.evaluation.intervals import Interval, paired_bootstrap
 from tessera.evaluation.items import EvaluationConfig, Item, draw
-from tessera.evaluation.probe import Findings, Probe
+from tessera.evaluation.probe import Probe, ProbeResult
 from tessera.evaluation.scoring import score
 from tessera.registry import part
 from tessera.world import WorldConfig
@@ -47,14 +47,14 @@ Look: TypeAlias = Literal[
 Order: TypeAlias = Literal["tokens", "within", "between"]
 
 
-def order(n: int, groups: int, how: Order, lots: torch.Generator) -> Tensor:
+def order(n: int, groups: int, how: Order, rng: torch.Generator) -> Tensor:
     """A permutation of n tokens in raster order: of all, within each of `groups` equal stretches, or of the stretches [n]."""
     if how == "tokens":
-        return torch.randperm(n, generator=lots)
+        return torch.randperm(n, generator=rng)
     stretches = torch.arange(n).tensor_split(min(groups, n))
     if how == "within":
-        return torch.cat([s[torch.randperm(len(s), generator=lots)] for s in stretches])
-    return torch.cat([stretches[i] for i in torch.randperm(len(stretches), generator=lots).tolist()])
+        return torch.cat([s[torch.randperm(len(s), generator=rng)] for s in stretches])
+    return torch.cat([stretches[i] for i in torch.randperm(len(stretches), generator=rng).tolist()])
 
 
 def patch_boxes(image: Image.Image, grid: int) -> list[tuple[int, int, int, int]]:
@@ -64,22 +64,22 @@ def patch_boxes(image: Image.Image, grid: int) -> list[tuple[int, int, int, int]
     return [(xs[c], ys[r], xs[c + 1], ys[r + 1]) for r in range(grid) for c in range(grid)]
 
 
-def shuffle_patches(image: Image.Image, grid: int, lots: torch.Generator) -> Image.Image:
+def shuffle_patches(image: Image.Image, grid: int, rng: torch.Generator) -> Image.Image:
     """The picture with its patches in random order."""
     boxes = patch_boxes(image, grid)
     made = image.copy()
-    for box, other in zip(boxes, torch.randperm(len(boxes), generator=lots).tolist(), strict=True):
+    for box, other in zip(boxes, torch.randperm(len(boxes), generator=rng).tolist(), strict=True):
         size = (box[2] - box[0], box[3] - box[1])
         made.paste(image.crop(boxes[other]).resize(size), box[:2])
     return made
 
 
-def drop_patches(image: Image.Image, grid: int, share: float, which: str, lots: torch.Generator) -> Image.Image:
+def drop_patches(image: Image.Image, grid: int, share: float, which: str, rng: torch.Generator) -> Image.Image:
     """The picture with a share of its patches in its mean colour: at random ("drop"), "salient" or "plain" ones first."""
     boxes = patch_boxes(image, grid)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     contrast = [float(pixels[y0:y1, x0:x1].std((0, 1)).mean()) for x0, y0, x1, y1 in boxes]
-    ranked = torch.randperm(len(boxes), generator=lots).tolist()
+    ranked = torch.randperm(len(boxes), generator=rng).tolist()
     if which != "drop":
         ranked.sort(key=lambda i: contrast[i], reverse=which == "salient")
     made = image.convert("RGB")
@@ -103,7 +103,7 @@ def mutual_knn(a: Tensor, b: Tensor, k: int) -> Tensor:
 
 
 @contextmanager
-def disturbed_layer(layer: torch.nn.Module, how: Literal["noise", "skip"], scale: float, lots: torch.Generator) -> Iterator[None]:
+def disturbed_layer(layer: torch.nn.Module, how: Literal["noise", "skip"], scale: float, rng: torch.Generator) -> Iterator[None]:
     """While it lasts the layer's own contribution is noisy, by `scale` of its size per token, or left out."""
 
     def change(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -113,7 +113,7 @@ def disturbed_layer(layer: torch.nn.Module, how: Literal["noise", "skip"], scale
         if how == "skip":
             changed = before
         else:
-            noise = torch.randn(added.shape, generator=lots).to(added)
+            noise = torch.randn(added.shape, generator=rng).to(added)
             changed = after + scale * added.pow(2).mean(-1, keepdim=True).sqrt() * noise
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -175,7 +175,7 @@ class IntriguingProperties(Probe):
         of "patches"; "drop" of patches, "salient" or "plain" first; noise in "blocks" of tokens or in "layers"; and
         "alignment". types, n, world: the questions. groups: of tokens. grid: patches per side. shares: of patches that are
         dropped. noise: strength, relative to what it is added to. pictures: for alignment, of which `neighbours` are compared.
-        seed: of all lots."""
+        seed: of everything random."""
 
         looks: tuple[Look, ...] = ("tokens", "patches", "layers")
         types: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class IntriguingProperties(Probe):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def run(self, model: Any, processor: Any) -> Findings:
+    def run(self, model: Any, processor: Any) -> ProbeResult:
         """Numbers: "accuracy", and for every look its drop in accuracy, intact minus disturbed, on the same questions.
         Profiles: by share, block or layer. See `Probe`."""
         c = self.config
@@ -210,7 +210,7 @@ class IntriguingProperties(Probe):
             whole = self.right(model, processor, items)
             numbers["accuracy"] = paired_bootstrap(whole, [[0] * len(r) for r in whole])
         for look in c.looks:
-            lots = torch.Generator().manual_seed(c.seed)
+            rng = torch.Generator().manual_seed(c.seed)
             if look == "layers":
                 profile["layers"] = self.layers(model, processor, items)
                 continue
@@ -219,13 +219,13 @@ class IntriguingProperties(Probe):
                 continue
             drops = [
                 paired_bootstrap(whole, self.right(model, processor, items, answers))
-                for answers in self._disturbed(model, processor, look, lots)
+                for answers in self._disturbed(model, processor, look, rng)
             ]
             if len(drops) == 1:
                 numbers[look] = drops[0]
             else:
                 profile[look] = tuple(d.value for d in drops)
-        return Findings(numbers=numbers, profile=profile, n=sum(len(i.questions) for i in items))
+        return ProbeResult(numbers=numbers, profile=profile, n=sum(len(i.questions) for i in items))
 
     def items(self, model: Any) -> list[Item]:
         """The questions."""
@@ -249,9 +249,9 @@ class IntriguingProperties(Probe):
         asked = [(i.sample.images(), q.text, q.answer) for i in items for q in i.questions[:1]]
         intact = _loss(model, processor, asked)
         found = []
-        for layer in attach(model).anatomy.layers:
-            lots = torch.Generator().manual_seed(self.config.seed)
-            with disturbed_layer(layer, how, self.config.noise, lots):
+        for layer in attach(model).architecture.layers:
+            rng = torch.Generator().manual_seed(self.config.seed)
+            with disturbed_layer(layer, how, self.config.noise, rng):
                 found.append(_loss(model, processor, asked) / intact - 1)
         return tuple(found)
 
@@ -270,28 +270,28 @@ class IntriguingProperties(Probe):
         mixed = read[torch.randperm(len(read), generator=torch.Generator().manual_seed(c.seed))]
         return _interval(mutual_knn(seen, read, c.neighbours)), _interval(mutual_knn(seen, mixed, c.neighbours))
 
-    def _disturbed(self, model: Any, processor: Any, look: Look, lots: torch.Generator) -> Iterator[Generates]:
+    def _disturbed(self, model: Any, processor: Any, look: Look, rng: torch.Generator) -> Iterator[Generates]:
         """What answers in the model's place: one, or one for every share or block."""
         c = self.config
         if look in ("patches", "drop", "salient", "plain"):
             plain = generator(model, processor)
             if look == "patches":
-                yield Pictures(plain, lambda image: shuffle_patches(image, c.grid, lots))
+                yield Pictures(plain, lambda image: shuffle_patches(image, c.grid, rng))
                 return
             for part_ in c.shares:
-                yield Pictures(plain, lambda image, s=part_: drop_patches(image, c.grid, s, look, lots))  # type: ignore[misc]
+                yield Pictures(plain, lambda image, s=part_: drop_patches(image, c.grid, s, look, rng))  # type: ignore[misc]
         elif look == "foreign":
             yield Tokens(model, processor, lambda found: [*found[1:], *found[:1]])
         elif look == "blocks":
             for block in range(c.groups):
-                yield Tokens(model, processor, lambda found, b=block: [self._noisy(f, b, lots) for f in found])  # type: ignore[misc]
+                yield Tokens(model, processor, lambda found, b=block: [self._noisy(f, b, rng) for f in found])  # type: ignore[misc]
         elif look == "tokens" or look == "within" or look == "between":
-            yield Tokens(model, processor, lambda found: [f[order(len(f), c.groups, look, lots)] for f in found])
+            yield Tokens(model, processor, lambda found: [f[order(len(f), c.groups, look, rng)] for f in found])
 
-    def _noisy(self, tokens: Tensor, block: int, lots: torch.Generator) -> Tensor:
+    def _noisy(self, tokens: Tensor, block: int, rng: torch.Generator) -> Tensor:
         chosen = torch.arange(len(tokens)).tensor_split(self.config.groups)[block]
         made = tokens.clone()
-        noise = torch.randn((len(chosen), tokens.shape[-1]), generator=lots).to(tokens)
+        noise = torch.randn((len(chosen), tokens.shape[-1]), generator=rng).to(tokens)
         made[chosen] += self.config.noise * tokens[chosen].pow(2).mean(-1, keepdim=True).sqrt() * noise
         return made
 

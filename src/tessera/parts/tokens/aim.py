@@ -190,7 +190,7 @@ class AIM(HostPart):
         for layer, left in self.shares(host.layer_count).items():
             if left == 0:  # nothing stays, so nothing is ranked
                 continue
-            listen(host.anatomy.attention(host.layers[layer - 1]), self._ranking(host, layer), undo)
+            listen(host.architecture.attention(host.layers[layer - 1]), self._ranking(host, layer), undo)
 
     def _ranking(self, host: Host, layer: int) -> Any:
         """What notes down the ranking for `layer` when its predecessor attends in a prefill that asked for it."""
@@ -230,7 +230,7 @@ class AIM(HostPart):
         if self.config.merge >= 1:
             return None
         image = sequence.image_of
-        if "raster" in view.host.anatomy.capabilities:
+        if "raster" in view.host.architecture.capabilities:
             image = image.masked_fill(on_prompt(raster(view.layouts(), image.device).newline, sequence.visual, False), -1)
         keep, hidden = ~view.visual | (image < 0), view.hidden.clone()
         flat = (image >= 0).flatten().nonzero()[:, 0]

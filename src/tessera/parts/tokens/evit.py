@@ -86,7 +86,7 @@ class _Blocks:
         """A new call of the tower."""
         self.score = self.origin = None
 
-    def hear(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+    def capture(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
         """The block attends."""
         if self.skip == "mlp":
             self.score = probabilities(module, query, key, mask, scaling, "class")[:, 1:]
@@ -98,7 +98,7 @@ class _Blocks:
         for name, half in (("attention", attention), ("mlp", mlp)):
             undo.callback(half.register_forward_pre_hook(self._one_token(name), with_kwargs=True).remove)
             undo.callback(half.register_forward_hook(self._nothing(name)).remove)
-        listen(attention, self.hear, undo)
+        listen(attention, self.capture, undo)
 
     def _begin_block(self, module: nn.Module, args: Any) -> None:
         self.skip = "mlp"
@@ -200,10 +200,10 @@ class EViT(HostPart):
 
     def chosen(self, host: Host) -> tuple[int, ...]:
         """The blocks that drop. Raises `UserError` for one that does not exist or that the projector does not read from."""
-        blocks = host.anatomy.tower_blocks
+        blocks = host.architecture.tower_blocks
         assert blocks is not None
         count = len(blocks)
-        last = host.anatomy.feature_block % count
+        last = host.architecture.feature_block % count
         wanted = self.config.blocks
         if wanted is None:
             wanted = tuple(sorted({min(count * i // 4, last) for i in (1, 2, 3)}))
@@ -217,8 +217,8 @@ class EViT(HostPart):
         """Hooks on the chosen blocks and behind the projector. Raises `UserError` for a host that needs its whole raster."""
         if self.config.keep >= 1:
             return
-        anatomy = host.anatomy
-        tower, blocks, projector = anatomy.tower, anatomy.tower_blocks, anatomy.projector
+        architecture = host.architecture
+        tower, blocks, projector = architecture.tower, architecture.tower_blocks, architecture.projector
         chosen = self.chosen(host)
         assert tower is not None and blocks is not None
         if isinstance(getattr(host.model.config, "vision_feature_layer", None), (list, tuple)):
@@ -237,7 +237,7 @@ class EViT(HostPart):
             mlp = getattr(block, "mlp", None)
             if not isinstance(mlp, nn.Module):
                 raise UserError(f"evit: {type(block).__name__} has no module 'mlp' in front of which patches could be dropped.")
-            hooks.install(block, block.get_submodule(attention_name(block, anatomy.attention(block))), mlp, undo)
+            hooks.install(block, block.get_submodule(attention_name(block, architecture.attention(block))), mlp, undo)
         undo.callback(projector.register_forward_hook(hooks.behind_projector).remove)
 
     def select(self, view: LayerView) -> Selection | None:

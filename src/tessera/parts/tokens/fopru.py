@@ -96,7 +96,7 @@ class FoPru(HostPart):
 
     def install(self, host: Host, undo: ExitStack) -> None:
         """Checks what only some options need. Raises `UserError` with what the host lacks."""
-        has = host.anatomy.capabilities
+        has = host.architecture.capabilities
         if self.config.score == "class" and "class token" not in has:
             raise UserError("fopru with score='class' needs a vision tower with a class token: use score='received'.")
         if self.config.strategy == "row" and "raster" not in has:
@@ -106,7 +106,7 @@ class FoPru(HostPart):
         """One block's attention."""
         if self.config.keep >= 1:
             return {}
-        block = host.anatomy.feature_block if self.config.block is None else self.config.block
+        block = host.architecture.feature_block if self.config.block is None else self.config.block
         return {block: self.config.score}
 
     def select(self, view: LayerView) -> Selection | None:

@@ -180,15 +180,15 @@ class GlobalCom2(HostPart):
         """Listens to the class token in one block of the tower. Raises `UserError` for a block that does not exist."""
         if self.config.keep >= 1:
             return
-        blocks = host.anatomy.tower_blocks
+        blocks = host.architecture.tower_blocks
         assert blocks is not None
         if not -len(blocks) <= self.config.block < len(blocks):
             raise UserError(f"globalcom2: the tower has {len(blocks)} blocks, and no block {self.config.block}.")
 
-        def hear(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            host.prompt.hear((self.config.block, _LOGITS), class_logits(query, key, scaling))
+        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+            host.prompt.capture((self.config.block, _LOGITS), class_logits(query, key, scaling))
 
-        listen(host.anatomy.attention(blocks[self.config.block]), hear, undo)
+        listen(host.architecture.attention(blocks[self.config.block]), hook, undo)
 
     def select(self, view: LayerView) -> Selection | None:
         """Compresses at layer 0."""
@@ -196,7 +196,7 @@ class GlobalCom2(HostPart):
             return None
         places = raster(view.layouts(), view.hidden.device)
         images, host = view.sequence.images, view.host
-        score = host.anatomy.family.token_scores(host.model, images.raw[self.config.block, _LOGITS], images.inputs)
+        score = host.architecture.family.token_scores(host.model, images.raw[self.config.block, _LOGITS], images.inputs)
         stays = compressed(for_rows(score.to(view.hidden.device), view.visual), places, self.config.keep, self.config.temperature)
         return Selection(keep=on_prompt(stays, view.visual, True))
 

@@ -77,7 +77,7 @@ class Random(HostPart):
         if kept is None or not bool(view.visual.any()):
             return None
         image = view.sequence.image_of
-        if "raster" in view.host.anatomy.capabilities:
+        if "raster" in view.host.architecture.capabilities:
             ends = raster(view.layouts(), image.device).newline
             image = image.masked_fill(on_prompt(ends, view.sequence.visual, False), -1)
         score = hashed(view.sequence.visual.cumsum(1), self.config.seed)

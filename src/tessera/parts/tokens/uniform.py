@@ -85,7 +85,7 @@ class Uniform(HostPart):
             return None
         image = view.sequence.image_of
         visual = view.sequence.visual
-        if "raster" in view.host.anatomy.capabilities:
+        if "raster" in view.host.architecture.capabilities:
             places = raster(view.layouts(), image.device)
             image = image.masked_fill(on_prompt(places.newline, visual, False), -1)
             score = on_prompt(order(places.row, places.column), visual, 0)

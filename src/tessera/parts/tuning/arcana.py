@@ -105,7 +105,7 @@ class Arcana(HostPart, Tuning):
         """rank_visual, rank_text: of the two updates; scale of both; dropout in front of them; layers: names of the linear
         layers, none: all in the decoder layers; seed of the start; spread: standard deviation of the second factors at the start;
         adapters: folder of saved ones, whose ranks, scale and mask then count; mask: which tokens go which way: by modality; all
-        through one update of both ranks together, which is plain LoRA ("shared"); or as many as are visual, by lot ("random")."""
+        through one update of both ranks together, which is plain LoRA ("shared"); random ones, as many as visual ("random")."""
 
         rank_visual: int = 64
         rank_text: int = 192

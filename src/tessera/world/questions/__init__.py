@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tessera.errors import unknown
-from tessera.world.questions import hops, looks, presence, space, text, time  # noqa: F401  (registers the types)
+from tessera.world.questions import attributes, hops, presence, space, text, time  # noqa: F401  (registers the types)
 from tessera.world.questions.base import TYPES, Form, QuestionType, question_type
 from tessera.world.questions.boxes import box_text, cell_box, iou, parse_box
 from tessera.world.questions.facts import Facts, SampleLike

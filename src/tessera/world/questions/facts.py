@@ -86,7 +86,7 @@ class Frame:
     """The facts of one frame.
 
     `counts`: how often each concept is there; `categories`: how many things of each category; `clear`:
-    everything is at least half visible; `bare`: there are neither signs nor a panel; `askable`: the things
+    everything is at least half visible; `only_things`: there are neither signs nor a panel; `askable`: the things
     that may be referred to by name.
     """
 
@@ -95,12 +95,12 @@ class Frame:
         "_ranks",
         "askable",
         "aspect",
-        "bare",
         "categories",
         "clear",
         "counts",
         "index",
         "items",
+        "only_things",
         "scene",
     )
 
@@ -130,7 +130,7 @@ class Frame:
         self.categories = categories
         self.clear = clear
         self.askable = askable
-        self.bare = not scene.signs and scene.panel is None
+        self.only_things = not scene.signs and scene.panel is None
         shorter = min(scene.width, scene.height)
         self.aspect = (scene.width / shorter, scene.height / shorter)
         self._ranks: list[list[Item]] | None = None
@@ -233,7 +233,7 @@ class Facts:
 
         First come other things of the picture except the `barred`, then absent concepts of the right one's
         category. A choice offers only the former or, where they are fewer than two, only the latter: in a
-        mixture the strange category would betray which of them are in the picture.
+        mixture the odd category would betray which of them are in the picture.
         """
         shut = {item.concept for item in barred}
         shut.add(right.concept)

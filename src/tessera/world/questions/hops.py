@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from tessera.world.questions.attributes import wrong_categories
 from tessera.world.questions.base import ask, others, question_type
 from tessera.world.questions.facts import Facts, Frame, Item
-from tessera.world.questions.looks import wrong_categories
 from tessera.world.questions.phrasing import DIRECTION_WORDS, phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import Question
@@ -93,7 +93,7 @@ def _kind(facts: Facts, frame: Frame, rng: Rng, references: References) -> Quest
     return ask(
         "multihop",
         rng,
-        phrase(rng, "category_beside", first=not frame.bare, direction=where, name=ref.name),
+        phrase(rng, "category_beside", first=not frame.only_things, direction=where, name=ref.name),
         item.category,
         reason("category_beside", a=item.name, b=ref.name, direction=where, kind=item.category),
         ((frame.index, ref.box), (frame.index, item.box)),

@@ -31,7 +31,7 @@ def relation(facts: Facts, rng: Rng) -> list[Question]:
             ask(
                 "relation",
                 rng,
-                phrase(rng, "beside", first=not frame.bare, direction=DIRECTION_WORDS[way], name=ref.name),
+                phrase(rng, "beside", first=not frame.only_things, direction=DIRECTION_WORDS[way], name=ref.name),
                 found.name,
                 reason("beside", a=found.name, b=ref.name, direction=DIRECTION_WORDS[way]),
                 ((frame.index, found.box), (frame.index, ref.box)),
@@ -190,7 +190,7 @@ def at(facts: Facts, rng: Rng) -> list[Question]:
             ask(
                 "at",
                 rng,
-                phrase(rng, "at_box", first=not frame.bare, box=text),
+                phrase(rng, "at_box", first=not frame.only_things, box=text),
                 item.name,
                 reason("box", name=item.name, box=text),
                 ((frame.index, item.box),),
@@ -207,7 +207,7 @@ def at(facts: Facts, rng: Rng) -> list[Question]:
             ask(
                 "at",
                 rng,
-                phrase(rng, "at_region", first=not frame.bare, region=region),
+                phrase(rng, "at_region", first=not frame.only_things, region=region),
                 item.name,
                 reason("at_region", name=item.name, region=region),
                 ((frame.index, item.box),),

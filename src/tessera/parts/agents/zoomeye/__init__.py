@@ -29,7 +29,7 @@ from tessera.parts.agents.zoomeye.tree import Confidence, Kind, Node, depth_of, 
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.agent import Seer
+    from tessera.hosts.agent import ModelInterface
 
 PRONOUNS = re.compile(
     r"\b(i|me|my|mine|you|your|yours|he|him|his|she|hers?|its?|we|us|ours?|they|them|theirs?|th(is|at|ese|ose)|who|whom|whose"
@@ -141,7 +141,7 @@ class ZoomEye:
 
     def answer(
         self,
-        model: Seer,
+        model: ModelInterface,
         image: Image.Image,
         question: str,
         options: Sequence[str] = (),
@@ -186,7 +186,7 @@ class ZoomEye:
         boxes = tuple(unit((x, y, x + w, y + h), picture.size) for x, y, w, h in (node.region for node in nodes))
         return Zoomed(text, tuple(targets), tuple(views), boxes, pops, asked)
 
-    def cues(self, model: Seer, question: str) -> list[str]:
+    def cues(self, model: ModelInterface, question: str) -> list[str]:
         """What has to be found to answer a question, as the model says after some examples; "all ..." asks for every one."""
         template = self.config.prompts.cues
         turns = [f"{template.format(asked)}\nTo answer it, I need to see them. {NEEDED} {said}." for asked, said in EXAMPLES]
@@ -194,7 +194,7 @@ class ZoomEye:
         found = re.search(re.escape(NEEDED) + r"\s*(.+)", said)
         return [cue for cue in re.split(r" and |, ", found[1].rstrip().removesuffix(".")) if cue] if found else []
 
-    def confidence(self, model: Seer, picture: Image.Image, node: Node, kind: Kind, about: str) -> float:
+    def confidence(self, model: ModelInterface, picture: Image.Image, node: Node, kind: Kind, about: str) -> float:
         """2 p(yes) - 1."""
         prompts, views = self.config.prompts, self.look(picture, [node], model.size)
         template: str = getattr(prompts, kind if len(views) == 1 or kind == "answering" else f"zoomed_{kind}")

@@ -52,7 +52,7 @@ class ProVision(Engine):
         per_picture: most questions of each program about one picture; multi: questions of each program for several pictures, in
         all; pictures: how many of them one question is about, 2 to 8. choices: share of the questions that offer options, at
         most `options` of them. letters: options are "A. dog" instead of "dog". phrasing: which of a program's phrasings are used.
-        depth_gap: least difference in depth that is asked about, where depths come without visible order. seed: of all lots."""
+        depth_gap: least difference in depth that is asked about, where depths come without visible order. seed: of all draws."""
 
         single: tuple[str, ...] = ()
         several: tuple[str, ...] = ()

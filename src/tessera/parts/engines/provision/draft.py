@@ -32,7 +32,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How drafts are made: the stream of lots, most options, least difference in depth, and how places are written."""
+    """How drafts are made: the random stream, most options, least difference in depth, and how places are written."""
 
     rng: Rng
     options: int

@@ -14,7 +14,7 @@ from tessera.world.rng import Rng
 Found = tuple[tuple[int, ...], Draft]
 """The pictures in the order in which they are shown, and what is asked about them."""
 Search = Callable[["Corpus", Rng, int, int], "Found | None"]
-"""(corpus, rng, pictures of one question, most options) -> one question, or None if the lot was unlucky."""
+"""(corpus, rng, pictures of one question, most options) -> one question, or None if the pictures drawn allow none."""
 
 
 class Corpus:

@@ -1,4 +1,4 @@
-"""Where the organs of a transformers vision-language model are, and how its vision tower's patches map to visual tokens.
+"""Architecture adapters: where a transformers vision-language model keeps its modules, and how patches map to visual tokens.
 
 One small adapter per family, registered by the exact `config.model_type`; an unknown family that follows transformers'
 conventions works through the generic adapter, anything else is refused with the reason.
@@ -59,8 +59,8 @@ def found(root: Any, paths: Iterable[str]) -> Any | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Anatomy:
-    """The organs of one model.
+class Architecture:
+    """What a host needs to know about the architecture of one model: its modules and what they can do.
 
     family           the adapter, which maps scores and knows rasters
     base             the module that joins image features and text (hooks for inputs go here; owns `get_image_features`)
@@ -130,8 +130,8 @@ class Family:
     knows_layouts: ClassVar[bool] = False
     """Whether `layouts` is written."""
 
-    def anatomy(self, model: Any) -> Anatomy:
-        """Finds the organs. Raises `UserError` for a model that a host cannot be, with the reason."""
+    def architecture(self, model: Any) -> Architecture:
+        """Finds the modules. Raises `UserError` for a model that a host cannot be, with the reason."""
         base, decoder = self.base(model), self.decoder(model)
         layers: nn.ModuleList = decoder.layers
         self.check_layers(model, decoder)
@@ -154,7 +154,7 @@ class Family:
             "cache": "past_key_values" in takes,
             "deepstack": hasattr(decoder, "_deepstack_process"),
         }
-        return Anatomy(
+        return Architecture(
             family=self,
             base=base,
             language_model=decoder,
@@ -384,11 +384,11 @@ def family_of(model: Any) -> Family:
     return families().get(getattr(config, "model_type", ""), _GENERIC)
 
 
-def anatomy(model: Any) -> Anatomy:
-    """The organs of a model. Raises `UserError` for one that cannot be a host, with the reason."""
+def architecture(model: Any) -> Architecture:
+    """The architecture of a model. Raises `UserError` for one that cannot be a host, with the reason."""
     if not hasattr(model, "config"):
         raise UserError(f"a host is a transformers model; {type(model).__name__} has no configuration.")
-    return family_of(model).anatomy(model)
+    return family_of(model).architecture(model)
 
 
 _GENERIC = Family()

@@ -1,4 +1,4 @@
-"""One attention module attends in another way, while the model goes on with the kernel it has.
+"""Overrides of one attention module, while the model keeps the kernel that it has.
 
 As with taps, the module gets its own copy of its configuration, which names a function of ours in transformers' registry; that
 function is handed the kernel that the module used before. Masks and all other layers stay as they are.
@@ -34,8 +34,8 @@ class Attend(Protocol):
         ...
 
 
-def steer(attention: nn.Module, attend: Attend, undo: ExitStack) -> None:
-    """`attention` attends by `attend` until `undo` is closed; what else is installed later on it must be undone earlier."""
+def override_attention(attention: nn.Module, attend: Attend, undo: ExitStack) -> None:
+    """`attention` attends by `attend` until `undo` is closed; what is installed on it later must be undone earlier."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     home = sys.modules[type(attention).__module__]
@@ -44,17 +44,17 @@ def steer(attention: nn.Module, attend: Attend, undo: ExitStack) -> None:
     name = before._attn_implementation or "eager"
     kernel = registry[name] if name != "eager" else getattr(home, "eager_attention_forward", None)
     if kernel is None:
-        raise UserError(f"the eager attention of {type(attention).__name__} cannot be steered; load the model with sdpa.")
+        raise UserError(f"the eager attention of {type(attention).__name__} cannot be overridden; load the model with sdpa.")
 
-    def steered(
+    def overridden(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
     ) -> Any:
         if args:
             kwargs = {"scaling": args[0], **kwargs}
         return attend(kernel, module, query, key, value, attention_mask, **kwargs)
 
-    own = f"{name}_steered_{id(attention):x}"  # the kernel's name stays a part of ours: models look for "flash" in it
-    registry[own] = steered
+    own = f"{name}_override_{id(attention):x}"  # the kernel's name stays a part of ours: models look for "flash" in it
+    registry[own] = overridden
     settings = copy.copy(before)
     settings._attn_implementation_internal = own
     attention.config = settings

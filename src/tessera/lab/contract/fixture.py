@@ -42,7 +42,7 @@ def difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).detach().abs().max() / max(1.0, float(wanted.detach().abs().max())))
 
 
-class Bench:
+class Fixture:
     """A part with the checks that its socket has. A subclass adds `check_<name>` methods and names them in `own`."""
 
     own: ClassVar[tuple[str, ...]] = ()
@@ -138,11 +138,11 @@ class Bench:
 def stir(module: nn.Module, seed: int = 0) -> None:
     """Large random weights, so that every input leads elsewhere and what begins at zero (gates, last norms) is open."""
     fill(module, seed)
-    lots = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in module.parameters():
             if not bool(parameter.any()):
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=lots))
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def trainable(modules: list[nn.Module]) -> dict[str, nn.Parameter]:

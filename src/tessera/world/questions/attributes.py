@@ -1,4 +1,4 @@
-"""What things look like and are: size, attribute, category, odd."""
+"""Attributes of things: size, attribute, category, odd."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def category(facts: Facts, rng: Rng) -> list[Question]:
     if corners:
         region, item = rng.choice(corners)
         if rng.chance(share(item.category)):
-            text = phrase(rng, "category_region", first=not frame.bare, region=region)
+            text = phrase(rng, "category_region", first=not frame.only_things, region=region)
             made.append(_category(facts, rng, text, item, (("op", "category_region"), ("region", region))))
     line = frame.by_side()
     if len(line) > 1 and line[-1].visible and line[-1].side >= RATIO * line[-2].side and rng.chance(share(line[-1].category)):

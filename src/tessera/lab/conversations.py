@@ -1,7 +1,7 @@
-"""A finished model learns on for some steps from given conversations, several about a picture in one row.
+"""Further training of a finished model on given conversations, several about a picture in one row.
 
     pool = conversations(model, processor, [(picture, [("Is there a dog?", "yes")]), ...])
-    model, processor = taught(lab, "nano", pool, seed=0, steps=30, images=4)
+    model, processor = trained_on(lab, "nano", pool, seed=0, steps=30, images=4)
     share = accuracy(model, processor, pool, "own", alone=False)          # of `scenes`
 
 What the encoders see is computed once; they stay as they are, so one pool serves all seeds.
@@ -25,7 +25,7 @@ RATE, MUON_RATE = 1e-3, 0.01
 
 
 def conversations(model: Any, processor: Any, asked: Sequence[About]) -> Scenes:
-    """What a model is taught with or tested on, with what its encoders see. Pictures without questions are left out."""
+    """Training or test data of a model, with its encoders' features. Pictures without questions are left out."""
     import torch
 
     from tessera.lab.scenes import CHUNK, Scenes
@@ -45,7 +45,7 @@ def conversations(model: Any, processor: Any, asked: Sequence[About]) -> Scenes:
     return made
 
 
-def taught(lab: Lab, name: str, pool: Scenes, *, seed: int, steps: int, images: int, image: str = "own") -> tuple[Any, Any]:
+def trained_on(lab: Lab, name: str, pool: Scenes, *, seed: int, steps: int, images: int, image: str = "own") -> tuple[Any, Any]:
     """A copy of a reference model after `steps` more steps on `images` pictures each, drawn by the seed, with all that is asked
     about them; image: own, mismatched or none. In float32, encoders as they are."""
     from tessera.lab.fit import fit
