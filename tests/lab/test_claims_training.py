@@ -178,7 +178,7 @@ def test_unknown_ways_are_refused(tmp_path: Path) -> None:
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     lab = Lab(cache=tmp_path, threads=0)
-    for settings, word in (({"test": "shuffled question"}, "tested by"), ({"step": 3}, "knows test, train and fresh")):
+    for settings, word in (({"test": "shuffled question"}, "tested by"), ({"step": 3}, "knows test, train, fresh and coarse")):
         with pytest.raises(TesseraError, match=word):
             TINY.measure(lab, Build("wrong", settings), 0, 0, 1)
     with pytest.raises(TesseraError, match="knows the tests"):

@@ -34,9 +34,9 @@ def _protocols(path: tuple[str, ...]) -> dict[str, Any]:
         loaded = importlib.import_module(module)
         for value in vars(loaded).values():
             ours = isinstance(value, type) and issubclass(value, (Protocol, CostProtocol)) and value.__module__ == loaded.__name__
-            if ours and isinstance(getattr(value, "name", None), str):
-                if found.setdefault(value.name, value) is not value:
-                    raise TesseraError(f"two protocols are called {value.name!r}: {found[value.name]} and {value}.")
+            named = ours and isinstance(getattr(value, "name", None), str)
+            if named and found.setdefault(value.name, value) is not value:
+                raise TesseraError(f"two protocols are called {value.name!r}: {found[value.name]} and {value}.")
     return found
 
 
