@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.data.dense import IGNORED, DenseData, character_labels, object_labels, patch_accuracy, to_pixels
 from tessera.data.packing import collate, unpack
 from tessera.errors import UserError
 from tessera.models.image_processing import TesseraImageProcessor
@@ -13,7 +14,6 @@ from tessera.models.processing import TesseraDualProcessor, TesseraProcessor
 from tessera.models.tokenizer import build_tokenizer
 from tessera.training.captions import CaptionData, caption
 from tessera.training.data import Batches, Lessons
-from tessera.training.dense import IGNORED, DenseData, character_labels, object_labels, patch_accuracy, to_pixels
 from tessera.training.options import Questions
 from tessera.training.plan import Stage, TrainConfig
 from tessera.training.world_questions import WorldQuestions

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from tessera.config import to_dict
+from tessera.data.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.errors import UserError, unknown
 from tessera.io import write_json
 from tessera.models import reference
@@ -26,19 +27,16 @@ from tessera.models.vision import TesseraVisionModel
 from tessera.training import checkpoint
 from tessera.training.captions import CaptionData
 from tessera.training.data import Batches, Lessons, TrainingData
-from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
 from tessera.training.objective import Objective, Subject, objective_named, tuning_named
 from tessera.training.pool import Pool, PooledQuestions
+from tessera.training.recipe import Lesson, Recipe
 from tessera.training.speed import bf16_pays
 from tessera.training.trainer import Result, Trainer
 from tessera.training.tuning import FOLDER
 from tessera.training.world_questions import WorldQuestions
 from tessera.world import World
 from tessera.world.vocabulary import words
-
-if TYPE_CHECKING:
-    from tessera.recipes.recipe import Lesson, Recipe
 
 MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: matrix products of odd sizes are slow."""
