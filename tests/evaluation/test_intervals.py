@@ -81,3 +81,12 @@ def test_questions_about_one_image_count_together() -> None:
 def test_outcomes_that_do_not_belong_together_are_refused(first: list[list[int]], second: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="same questions"):
         paired_bootstrap(first, second)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 5400])
+def test_wilson_is_scipy_s(n: int) -> None:
+    from scipy.stats import binomtest
+
+    for right in {0, 1, n // 3, n - 1, n}:
+        ends, found = binomtest(right, n).proportion_ci(0.95, "wilson"), wilson(right, n)
+        assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-14)

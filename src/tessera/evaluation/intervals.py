@@ -25,7 +25,8 @@ def wilson(right: int, n: int, z: float = Z) -> Interval:
     """The share right / n with Wilson's score interval, which stays inside 0..1 and is honest at its ends.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927. Of nothing (n = 0) it is
-    0 between 0 and 1. Raises `ValueError` unless 0 <= right <= n.
+    0 between 0 and 1. scipy's `binomtest(right, n).proportion_ci` gives the same, but tests a hypothesis first, which takes
+    hundreds of times as long. Raises `ValueError` unless 0 <= right <= n.
     """
     if not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is not a share")
