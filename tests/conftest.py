@@ -59,10 +59,10 @@ def picture(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _own_consoles() -> None:
     """A console asks once how wide it is: not a test's business what an earlier one had set."""
-    from tessera.cli import common
+    from tessera import console
 
-    common.out.cache_clear()
-    common.err.cache_clear()
+    console.out.cache_clear()
+    console.err.cache_clear()
 
 
 def _local_only(connect: Callable[..., Any]) -> Callable[..., Any]:

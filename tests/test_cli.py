@@ -20,7 +20,8 @@ import typer
 from rich.table import Table
 from tests.patience import SECONDS
 
-from tessera.cli import common, main
+from tessera import console
+from tessera.cli import main
 from tessera.cli.env import environment
 from tessera.errors import TesseraError, UserError
 
@@ -105,7 +106,7 @@ def test_debug_after_a_double_dash_is_an_argument(command: Command, capsys: pyte
 
 
 def test_with_json_an_error_is_an_object_on_stderr(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(as_json: common.JsonOption = False) -> None:
+    def fail(as_json: console.JsonOption = False) -> None:
         raise UserError("größer als erlaubt.")
 
     command(fail)
@@ -281,7 +282,7 @@ def test_emit_writes_one_strict_json_value(capsys: pytest.CaptureFixture[str]) -
         "text": "größer",
         "yes": np.bool_(True),
     }
-    common.emit(value, True, lambda _: "unused")
+    console.emit(value, True, lambda _: "unused")
     written = capsys.readouterr().out
     assert json.loads(written) == {
         "accuracy": 0.5,
@@ -297,24 +298,24 @@ def test_emit_writes_one_strict_json_value(capsys: pytest.CaptureFixture[str]) -
 
 def test_emit_refuses_what_json_cannot_say() -> None:
     with pytest.raises(TypeError, match="object cannot be written as JSON"):
-        common.to_json({"x": object()})
+        console.to_json({"x": object()})
 
 
 def test_emit_renders_text_as_it_is_and_never_wraps_it_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[bold]a[/bold] " + "long " * 60
-    common.emit(text, False, lambda value: value)
+    console.emit(text, False, lambda value: value)
     assert capsys.readouterr().out == text + "\n"
 
 
 def test_emit_renders_tables(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("type", "accuracy")
     table.add_row("count", "0.9")
-    common.emit(0, False, lambda _: table)
+    console.emit(0, False, lambda _: table)
     assert "count" in capsys.readouterr().out
 
 
 def test_progress_is_silent_when_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    with common.progress() as bars:
+    with console.progress() as bars:
         task = bars.add_task("work", total=3)
         bars.advance(task, 3)
         assert bars.tasks[0].finished

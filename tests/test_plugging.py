@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tessera.cli.plugging import parse_plug, parse_plugs
 from tessera.config import to_dict
 from tessera.errors import UserError
+from tessera.plugging import parse_plug, parse_plugs
 
 
 def test_options_are_read_as_their_types() -> None:

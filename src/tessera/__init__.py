@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tessera import _auto
+from tessera.models import auto as _auto
 
 __version__ = "0.1.0"
 

@@ -12,6 +12,7 @@ from tests.evaluation.conftest import ENCODER, SIZE, text_config
 
 from tessera.cli import main
 from tessera.cli.eval import parse_corruption
+from tessera.data.dense import character_labels
 from tessera.errors import UserError
 from tessera.evaluation.result import load_result
 from tessera.models import reference
@@ -21,7 +22,6 @@ from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.processing import TesseraProcessor
 from tessera.models.tokenizer import IMAGE
 from tessera.models.vision import TesseraVisionModel
-from tessera.training.dense import character_labels
 
 Captured = pytest.CaptureFixture[str]
 

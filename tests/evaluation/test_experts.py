@@ -10,6 +10,7 @@ import torch
 from tests.evaluation.conftest import ENCODER, SIZE
 from torch import nn
 
+from tessera.data.dense import DenseData, character_labels, object_labels
 from tessera.errors import UserError
 from tessera.evaluation.experts import GALLERY, evaluate_expert
 from tessera.evaluation.items import EvaluationConfig
@@ -19,7 +20,6 @@ from tessera.models.dual_encoder import TesseraDualEncoder
 from tessera.models.image_processing import TesseraImageProcessor
 from tessera.models.processing import TesseraDualProcessor
 from tessera.models.vision import TesseraVisionModel
-from tessera.training.dense import DenseData, character_labels, object_labels
 from tessera.world import World, WorldConfig
 from tessera.world.vocabulary import attribute_values
 

@@ -81,3 +81,31 @@ def test_questions_about_one_image_count_together() -> None:
 def test_outcomes_that_do_not_belong_together_are_refused(first: list[list[int]], second: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="same questions"):
         paired_bootstrap(first, second)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 5400])
+def test_wilson_is_scipy_s(n: int) -> None:
+    from scipy.stats import binomtest
+
+    for right in {0, 1, n // 3, n - 1, n}:
+        ends, found = binomtest(right, n).proportion_ci(0.95, "wilson"), wilson(right, n)
+        assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-14)
+
+
+def test_the_paired_bootstrap_is_scipy_s() -> None:
+    from scipy.stats import bootstrap
+
+    random = np.random.default_rng(5)
+    first = [list(random.binomial(1, 0.6, size)) for size in random.integers(1, 6, 50)]
+    second = [list(random.binomial(1, 0.4, len(outcomes))) for outcomes in first]
+    data = ([sum(a) - sum(b) for a, b in zip(first, second, strict=True)], [len(a) for a in first])
+    ends = bootstrap(
+        data,
+        lambda gains, counts, axis=-1: gains.sum(axis) / counts.sum(axis),
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    found = paired_bootstrap(first, second)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-12)

@@ -11,10 +11,10 @@ from PIL import Image
 from tests.hosts.tiny import save_llava
 
 from tessera.cli import main
-from tessera.cli.plugging import parse_plugs
 from tessera.errors import UserError
 from tessera.hosts.sampling import Sampling
 from tessera.hosts.session import Session, TransformersSession, open_session
+from tessera.plugging import parse_plugs
 
 Captured = pytest.CaptureFixture[str]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.data.dense import object_labels
 from tessera.data.scene_graph import of_samples
 from tessera.errors import TesseraError
 from tessera.evaluation.grounding import Located
@@ -22,7 +23,6 @@ from tessera.lab.judge import judge
 from tessera.lab.lab import Lab
 from tessera.lab.protocols import generated, leakage, locating, zooming
 from tessera.lab.protocols.tiny import tiny_model
-from tessera.training.dense import object_labels
 from tessera.world import World
 
 PARTS = ("grounding.griffon", "agents.zoomeye", "engines.provision", "benchmarks.mmstar")

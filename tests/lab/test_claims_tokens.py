@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tessera.data.dense import object_labels
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Cost, Exact, Experiment, Vary
 from tessera.lab.givens.pictures import CutThingsAreMissed, StillBackground
@@ -19,7 +20,6 @@ from tessera.lab.protocols.canvas import Canvas
 from tessera.lab.protocols.prefill import Prefill
 from tessera.lab.protocols.tiny import tiny_model
 from tessera.lab.protocols.views import Views, is_cut
-from tessera.training.dense import object_labels
 
 PARTS = ("tokens.uniform", "tokens.pyramiddrop", "tokens.aim", "tokens.globalcom2", "tokens.scm", "tokens.m3")
 PARTS += ("video.videollama3", "pixels.mini_monkey")

@@ -12,13 +12,13 @@ import pytest
 from tests.lab.tiny_lab import SIDE, saved
 
 from tessera import registry
-from tessera.bench.sides import Ratio
 from tessera.cli.compare import parse_budget
 from tessera.cli.main import run
 from tessera.errors import UserError
 from tessera.lab.compare import Comparison, Kind, Row, compare, swapped
 from tessera.lab.compare_page import label, page, write_page
 from tessera.lab.lab import Lab
+from tessera.measure.sides import Ratio
 
 ASKED: dict[str, Any] = {"n": 6, "types": ("existence", "category"), "rounds": 1}
 

@@ -236,7 +236,7 @@ def test_parts_are_taken_out_at_the_end(tiny: str) -> None:
 
 
 def test_plugged_parts_serve_what_ask_says_with_them(llava: str, pictures: list[Path], capsys: Captured) -> None:
-    from tessera.cli.plugging import parse_plugs
+    from tessera.plugging import parse_plugs
 
     text = "random:keep=0.5,seed=3"
     parts = parse_plugs([text])

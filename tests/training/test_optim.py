@@ -113,3 +113,25 @@ def test_state_dict_round_trip_continues_equally() -> None:
     update(1, 2)
     for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_updates_are_those_of_torch_but_for_the_rounding_of_bfloat16(dtype: torch.dtype) -> None:
+    rounded = 15 * 2**-8  # torch iterates in bfloat16: five times three products, each rounded to eight bits
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 16, bias=False), nn.Linear(16, 40, bias=False))
+    twin = copy.deepcopy(model)
+    config = OptimConfig(kind="muon", muon_lr=0.1, muon_weight_decay=0.1, momentum=0.9)
+    ours = build_optimizer(model, {id(p): 1.0 for p in model.parameters()}, config, dtype)
+    theirs = torch.optim.Muon(twin.parameters(), lr=0.1, weight_decay=0.1, momentum=0.9, adjust_lr_fn="original")
+    for _ in range(3):
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        before = [[p.detach().clone() for p in m.parameters()] for m in (model, twin)]
+        ours.step()
+        theirs.step()
+        for p, q, old_p, old_q in zip(model.parameters(), twin.parameters(), *before, strict=True):
+            mine, wanted = p.detach() - old_p, q.detach() - old_q
+            assert (mine - wanted).norm() < rounded * wanted.norm()

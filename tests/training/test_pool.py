@@ -54,7 +54,7 @@ def test_a_batch_has_the_features_that_the_pictures_have(made_once: tuple[Any, A
 def _pixels(sample: Any) -> Any:
     import numpy as np
 
-    from tessera.training.dense import to_pixels
+    from tessera.data.dense import to_pixels
 
     return np.asarray(to_pixels([np.asarray(sample.images()[0])]))
 

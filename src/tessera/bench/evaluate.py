@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.bench.sides import Ratio, interleaved, median, ratio
 from tessera.bench.subject import Subject, load, scenes
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 from tessera.errors import TesseraError
+from tessera.measure.sides import Ratio, interleaved, median, ratio
 
 if TYPE_CHECKING:
     from rich.table import Table

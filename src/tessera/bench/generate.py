@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.bench.hosts import SHAPES, HostCase, QuestionsCase, host_case, questions_case
-from tessera.bench.sides import Ratio, interleaved, median, ratio
 from tessera.bench.subject import Subject, load, scenes
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 from tessera.errors import TesseraError
+from tessera.measure.sides import Ratio, interleaved, median, ratio
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

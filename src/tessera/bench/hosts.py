@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tessera.bench.sides import Ratio, interleaved, median, ratio
 from tessera.errors import TesseraError
+from tessera.measure.sides import Ratio, interleaved, median, ratio
 
 QUESTIONS = 8
 QUESTIONS_TARGET = 3.0

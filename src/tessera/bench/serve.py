@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.bench.subject import scenes
-from tessera.cli.common import JsonOption, emit, progress
+from tessera.console import JsonOption, emit, progress
 from tessera.errors import TesseraError, UserError
 
 if TYPE_CHECKING:

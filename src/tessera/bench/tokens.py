@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.bench.sides import Ratio, interleaved, median
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
+from tessera.measure.counting import flops
+from tessera.measure.llava import Shape, host, inputs
+from tessera.measure.sides import Ratio, interleaved, median
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,22 +28,6 @@ OVERHEAD = 1.05
 """With identity settings a prefill should take at most this many times as long as the plain one."""
 PARTS: Mapping[str, dict[str, Any]] = {"pyramiddrop": {}, "fopru": {"keep": 0.25}, "aim": {}}
 """What is measured, with its options."""
-
-_IMAGE = 5
-
-
-@dataclass(slots=True, kw_only=True)
-class Shape:
-    """The host. Tower: `patches` x `patches` patches of 14 pixels, heads of 64."""
-
-    layers: int = 12
-    width: int = 512
-    intermediate: int = 1408
-    heads: int = 8
-    patches: int = 24
-    tower_layers: int = 4
-    tower_width: int = 192
-    text_tokens: int = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,17 +99,17 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
             sides[f"{name}, idle"] = _side(_plugged(stack, model, name, idle[name]).model, prompt)
             sides[name]()
             tokens[name] = [stage.index.shape[1] for stage in plugged.sequence.stages]
-        flops = {side: _flops(work) for side, work in sides.items()}
+        counted = {side: flops(work) for side, work in sides.items()}
         taken = interleaved(sides, rounds)
     cases = []
     for name, options in PARTS.items():
-        promised, measured = flops["plain"] / flops[name], _ratio(taken["plain"], taken[name])
+        promised, measured = counted["plain"] / counted[name], _ratio(taken["plain"], taken[name])
         cases.append(
             Case(
                 part=name,
                 options=options,
                 tokens=tokens[name],
-                gflops=round(flops[name] / 1e9, 2),
+                gflops=round(counted[name] / 1e9, 2),
                 seconds=median(taken[name]),
                 promised=round(promised, 3),
                 measured=measured,
@@ -139,7 +125,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
         shape=shape,
         parameters=provenance.parameter_count(model),
         visual_tokens=shape.patches**2,
-        gflops=round(flops["plain"] / 1e9, 2),
+        gflops=round(counted["plain"] / 1e9, 2),
         seconds=median(taken["plain"]),
         rounds=rounds,
         cases=cases,
@@ -152,52 +138,6 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
     )
 
 
-def host(shape: Shape, seed: int = 0) -> Any:
-    """A LLaVA with random weights."""
-    import torch
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    text = dict(
-        model_type="llama",
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        vocab_size=1000,
-        max_position_embeddings=2048,
-    )
-    tower = dict(
-        model_type="clip_vision_model",
-        hidden_size=shape.tower_width,
-        intermediate_size=4 * shape.tower_width,
-        num_hidden_layers=shape.tower_layers,
-        num_attention_heads=max(1, shape.tower_width // 64),
-        image_size=14 * shape.patches,
-        patch_size=14,
-    )
-    state = torch.get_rng_state()
-    try:
-        torch.manual_seed(seed)
-        config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=_IMAGE)
-        return LlavaForConditionalGeneration(config).eval()
-    finally:
-        torch.set_rng_state(state)
-
-
-def inputs(shape: Shape) -> dict[str, Any]:
-    """One prompt: a third of the text, one image, the rest of the text."""
-    import torch
-
-    random = torch.Generator().manual_seed(0)
-    text = torch.randint(10, 1000, (shape.text_tokens,), generator=random)
-    before = shape.text_tokens // 3
-    ids = torch.cat([text[:before], torch.full((shape.patches**2,), _IMAGE), text[before:]])[None]
-    side = 14 * shape.patches
-    pixels = torch.randn(1, 3, side, side, generator=random)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-
-
 def _side(model: Any, prompt: Mapping[str, Any]) -> Callable[[], Any]:
     return lambda: model(**prompt, use_cache=True, logits_to_keep=1)
 
@@ -208,14 +148,6 @@ def _plugged(stack: ExitStack, model: Any, name: str, options: Mapping[str, Any]
 
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return stack.enter_context(plug(copy.deepcopy(model, shared), name, **options))
-
-
-def _flops(work: Callable[[], Any]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
 
 
 def _ratio(slow: list[float], fast: list[float]) -> Ratio:
@@ -249,14 +181,14 @@ def _table(found: TokenSpeed) -> Table:
         title=f"{shape.layers} layers of width {shape.width}, {found.visual_tokens} visual tokens, {shape.text_tokens} of text, "
         f"{found.threads} thread(s), {found.rounds} rounds",
         caption=f"Ratios of the plain host's prefill to the plugged one's, from pixels; at least {SHARE:.0%} of the promised one "
-        f"is wanted, and at most {OVERHEAD:g} times the plain time when nothing is dropped (idle).",
+        f"is wanted, and at most {OVERHEAD:g} times the unplugged time when nothing is dropped (idle).",
         title_justify="left",
         caption_justify="left",
         box=None,
     )
     for name in ("part", "GFLOP", "ms", "promised", "measured", "from", "to", "share", "idle"):
         table.add_column(name, justify="left" if name == "part" else "right")
-    table.add_row("(plain)", f"{found.gflops:.1f}", f"{found.seconds * 1e3:.0f}")
+    table.add_row("(unplugged)", f"{found.gflops:.1f}", f"{found.seconds * 1e3:.0f}")
     for case, idle in zip(found.cases, found.idle, strict=True):
         table.add_row(
             case.part,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.bench.sides import Ratio, median, ratio
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 from tessera.errors import TesseraError
+from tessera.measure.sides import Ratio, median, ratio
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -168,8 +168,8 @@ def batches(processor: Any, model: Any, questions: int, per_image: int) -> tuple
     """The same questions packed (one sequence per image), and one sequence and one image each."""
     import numpy as np
 
+    from tessera.data.dense import to_pixels
     from tessera.data.packing import collate, pack, unpack
-    from tessera.training.dense import to_pixels
     from tessera.world import World
 
     world = World(width=model.image_size, height=model.image_size, kinds={"scene": 1.0})

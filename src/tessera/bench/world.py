@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 from tessera.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from tessera.cli.common import JsonOption, to_json
-from tessera.cli.plugging import PlugOption, parse_plugs
+from tessera.cli.plugging import PlugOption
 from tessera.cli.talk import NANO, STDIN, Subject, Talk, open_images, parse_world
+from tessera.console import JsonOption, to_json
 from tessera.errors import UserError, unknown
+from tessera.plugging import parse_plugs
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _EXAMPLE = 'for example: tessera ask picture.png "Is there a dog?"'

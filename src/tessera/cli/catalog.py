@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, note
 from tessera.cli.verify_tables import STYLES, arms, effect, verdict
+from tessera.console import JsonOption, emit, note
 from tessera.lab.pages.text import words
 
 if TYPE_CHECKING:

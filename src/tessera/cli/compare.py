@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, note, progress
+from tessera.console import JsonOption, emit, note, progress
 from tessera.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, note, progress
+from tessera.console import JsonOption, emit, note, progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

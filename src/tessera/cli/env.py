@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 
 PACKAGES = ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors", "numpy", "pillow")
 OPTIONAL = (

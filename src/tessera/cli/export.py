@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tessera.cli.common import JsonOption, emit
+from tessera.console import JsonOption, emit
 from tessera.errors import UserError
 
 

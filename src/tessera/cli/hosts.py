@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, progress
+from tessera.console import JsonOption, emit, progress
 from tessera.errors import UserError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tessera.cli.common import err, missing_package
+from tessera.console import err, missing_package
 from tessera.errors import TesseraError
 
 

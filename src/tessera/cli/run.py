@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, note, progress
 from tessera.cli.train import FreshOption, OutOption, SetOption, prepare
+from tessera.console import JsonOption, emit, note, progress
 from tessera.errors import UserError
 
 if TYPE_CHECKING:

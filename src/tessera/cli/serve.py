@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from tessera.cli.common import note
-from tessera.cli.plugging import PlugOption, parse_plugs
+from tessera.cli.plugging import PlugOption
+from tessera.console import note
 from tessera.errors import UserError
+from tessera.plugging import parse_plugs
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _SHORTEST_TOKEN = 8

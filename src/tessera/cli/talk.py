@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.cli.common import err, note
+from tessera.console import err, note
 from tessera.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, err, note, progress
 from tessera.cli.verify_tables import freshness, sampled, table
+from tessera.console import JsonOption, emit, err, note, progress
 from tessera.errors import TesseraError, UserError, unknown
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli.common import JsonOption, emit, note
+from tessera.console import JsonOption, emit, note
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

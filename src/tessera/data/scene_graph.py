@@ -144,7 +144,7 @@ def of_expert(model: Any, picture: Image.Image, *, least: int = 2, sureness: flo
     """
     import torch
 
-    from tessera.training.dense import BACKGROUND, TEXT, to_pixels
+    from tessera.data.dense import BACKGROUND, TEXT, to_pixels
 
     if getattr(model, "head", None) is None or not hasattr(model, "grid"):
         raise UserError(f"{type(model).__name__} does not say what each patch shows; a vision expert such as object-expert does.")

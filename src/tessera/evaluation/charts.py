@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from tessera.evaluation.result import Result, TypeResult
+from markupsafe import Markup
+
+from tessera.evaluation.pages import piece, share
+from tessera.evaluation.result import Result
 
 _POINTS = 360
 """Points of a curve; more cannot be told apart on a page."""
@@ -32,7 +34,7 @@ class Mark:
 
 def line_chart(
     series: Sequence[Series], *, about: str, marks: Sequence[Mark] = (), log: bool = False, percent: bool = False
-) -> str:
+) -> Markup:
     """Curves over training steps. log: logarithmic y (positive values); percent: y is a share, drawn from 0 to 1.
 
     about: what is shown, for people who do not see it.
@@ -40,7 +42,7 @@ def line_chart(
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points if not log or y > 0]
     if not xs or not ys:
-        return ""
+        return Markup()
     left, right = min(xs), max(max(xs), min(xs) + 1)
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if percent else _ticks(min(ys), max(ys), log)
     low, high = (0.0, 1.0) if percent else (min(ticks[0], min(ys)), max(ticks[-1], max(ys)))
@@ -50,20 +52,14 @@ def line_chart(
         share = (down(y) - down(low)) / max(1e-12, down(high) - down(low))
         return 1000 * (x - left) / (right - left), 300 * (1 - share)
 
-    grid = "".join(f'<path class="grid" d="M0 {at(left, t)[1]:.1f}H1000"/>' for t in ticks)
-    stems = "".join(f'<path class="stem" d="M{at(m.x, high)[0]:.1f} 0V300"/>' for m in marks if m.x > left)
-    curves = "".join(f'<path class="curve {s.css}" d="{_path([at(x, y) for x, y in _thin(s.points, log)])}"/>' for s in series)
-    written = "".join(f'<span class="y" style="top:{at(left, t)[1] / 3:.2f}%">{_number(t, percent)}</span>' for t in ticks)
-    steps = "".join(
-        f'<span class="x" style="left:{100 * (t - left) / (right - left):.2f}%">{t:,.0f}</span>'
-        for t in _ticks(left, right, False)
-        if left <= t <= right
-    )
-    heads = "".join(f'<span class="stage" style="left:{at(m.x, high)[0] / 10:.2f}%">{html.escape(m.text)}</span>' for m in marks)
-    return (
-        f'<div class="plot" role="img" aria-label="{html.escape(about, quote=True)}">'
-        f'<svg viewBox="0 0 1000 300" preserveAspectRatio="none" aria-hidden="true">{grid}{stems}{curves}</svg>'
-        f"{written}{steps}{heads}</div>"
+    return piece(
+        "curves.html",
+        about=about,
+        grid=[(at(left, t)[1], _number(t, percent)) for t in ticks],
+        stems=[at(m.x, high)[0] for m in marks if m.x > left],
+        curves=[(s.css, _path([at(x, y) for x, y in _thin(s.points, log)])) for s in series],
+        steps=[(100 * (t - left) / (right - left), f"{t:,.0f}") for t in _ticks(left, right, False) if left <= t <= right],
+        heads=[(at(m.x, high)[0] / 10, m.text) for m in marks],
     )
 
 
@@ -81,37 +77,14 @@ def smooth(points: Sequence[tuple[float, float]], share: float = 0.04) -> list[t
     return found
 
 
-def bars(result: Result) -> str:
+def bars(result: Result) -> Markup:
     """A row per question type, best first: the accuracy with its interval, the blind bar below it, the mark of chance."""
     rows = sorted(result.types.items(), key=lambda pair: -pair[1].accuracy)
-    return "".join(_bar(name, found) for name, found in rows)
-
-
-def _bar(name: str, found: TypeResult) -> str:
-    doubt = not found.sees
-    blind = f'<i class="blind" style="width:{100 * found.blind:.2f}%"></i>' if found.blind is not None else ""
-    said = f"{name}: {_share(found.accuracy)} right, between {_share(found.low)} and {_share(found.high)}"
-    if found.blind is not None:
-        said += f"; {_share(found.blind)} without the images"
-    note = " <small>may be guessing</small>" if doubt else ""
-    return (
-        f'<div class="row{" doubt" if doubt else ""}" role="img" aria-label="{html.escape(said, quote=True)}">'
-        f"<b>{html.escape(name)}{note}</b>"
-        f'<span class="track"><i class="bar" style="width:{100 * found.accuracy:.2f}%"></i>'
-        f'<i class="whisker" style="left:{100 * found.low:.2f}%;width:{100 * (found.high - found.low):.2f}%"></i>'
-        f"{blind}"
-        f'<i class="most" style="left:{100 * found.majority:.2f}%"></i>'
-        f'<i class="chance" style="left:{100 * found.chance:.2f}%"></i></span>'
-        f"<em>{_share(found.accuracy)}</em></div>"
-    )
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return piece("bars.html", rows=rows)
 
 
 def _number(value: float, percent: bool) -> str:
-    return _share(value) if percent else f"{value:g}"
+    return share(value) if percent else f"{value:g}"
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

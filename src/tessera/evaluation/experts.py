@@ -184,7 +184,7 @@ def _measure(about: str, right: int, n: int, chance: float) -> Measure:
 
 
 def _patches(model: Any, config: EvaluationConfig, tell: Progress) -> dict[str, Measure]:
-    from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels
+    from tessera.data.dense import BACKGROUND, DenseData, character_labels, object_labels
 
     named = model.config.id2label if model.head is not None else {}
     labels = [named[i] for i in sorted(named)]

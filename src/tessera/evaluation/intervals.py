@@ -25,7 +25,8 @@ def wilson(right: int, n: int, z: float = Z) -> Interval:
     """The share right / n with Wilson's score interval, which stays inside 0..1 and is honest at its ends.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927. Of nothing (n = 0) it is
-    0 between 0 and 1. Raises `ValueError` unless 0 <= right <= n.
+    0 between 0 and 1. scipy's `binomtest(right, n).proportion_ci` gives the same, but tests a hypothesis first, which takes
+    hundreds of times as long. Raises `ValueError` unless 0 <= right <= n.
     """
     if not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is not a share")
@@ -56,7 +57,8 @@ def paired_bootstrap(
 
     Both hold, per image, the outcomes (1 right, 0 wrong) of the questions about it, in one order. Whole images are drawn with
     replacement, because questions about one image are right or wrong together; the interval holds the middle 95 % of
-    `draws` drawn differences. Raises `ValueError` when the two do not belong together or are empty.
+    `draws` drawn differences. `scipy.stats.bootstrap` draws the same and gives the same ends; it would make everyone who looks at
+    a result wait for the import of scipy. Raises `ValueError` when the two do not belong together or are empty.
     """
     sizes = [len(outcomes) for outcomes in first]
     if sizes != [len(outcomes) for outcomes in second] or not sum(sizes):

@@ -36,9 +36,9 @@ class Asked:
 
     def __init__(self, pretrained: str, plug: str = "") -> None:
         """plug: parts as `--plug` takes them, several separated by ;. Raises `UserError` as `tessera ask` does."""
-        from tessera.cli.plugging import parse_plugs
         from tessera.hosts.host_generate import HostGenerator
         from tessera.hosts.session import open_session
+        from tessera.plugging import parse_plugs
 
         texts = [text.strip() for text in plug.strip("'\" ").split(";")]
         self.session = open_session(pretrained, parse_plugs([text for text in texts if text]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup
 from PIL import Image
 
 from tessera.config import build
+from tessera.evaluation.pages import piece
 from tessera.evaluation.result import Example, Result
 from tessera.world import World, WorldConfig
 from tessera.world.questions import cell_box, parse_box
@@ -19,15 +20,15 @@ _SIDE = 224
 """Pixels of a picture: enough for a card on a phone with a dense screen."""
 
 
-def cards(result: Result, right: bool, limit: int = 18) -> str:
+def cards(result: Result, right: bool, limit: int = 18) -> Markup:
     """At most `limit` right (wrong) answers as cards, first one of every type."""
     return draw(result, spread([e for e in result.examples if e.right == right], limit))
 
 
-def draw(result: Result, examples: Iterable[Example]) -> str:
+def draw(result: Result, examples: Iterable[Example]) -> Markup:
     """These examples of `result` as cards, in order."""
     world = World(build(WorldConfig, result.config.get("world", {}), "world"))
-    return "".join(_card(example, world) for example in examples)
+    return Markup().join(_card(example, world) for example in examples)
 
 
 def spread(examples: Sequence[Example], limit: int) -> list[Example]:
@@ -47,29 +48,16 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _card(example: Example, world: World) -> str:
+def _card(example: Example, world: World) -> Markup:
     sample = world.sample(example.index, example.kind)
     shorter = min(world.config.width, world.config.height)
     scale = max(1, round(_SIDE / shorter))
     size = (world.config.width * scale, world.config.height * scale)
-    boxes = _boxes(example)
-    frames = "".join(
-        f'<span class="frame"><img src="{data_uri(image)}" width="{size[0]}" height="{size[1]}" '
-        f'alt="{html.escape(_alternative(example, number), quote=True)}">{_overlay(boxes if number == 0 else ())}</span>'
+    images = [
+        {"uri": data_uri(image), "alternative": _alternative(example, number), "boxes": _boxes(example) if number == 0 else []}
         for number, image in enumerate(sample.images(size))
-    )
-    many = " several" if len(sample.frames) > 1 else ""
-    said = html.escape(example.said) or "<i>nothing</i>"
-    if example.right:
-        verdict = f'<p class="said right"><span>{said}</span></p>'
-    else:
-        verdict = f'<p class="said wrong"><span>{said}</span></p><p class="truth">{html.escape(example.answer)}</p>'
-    place = f"{world.config.split}:{example.index}"
-    return (
-        f'<figure class="card{many}"><div class="frames">{frames}</div><figcaption>'
-        f'<p class="type">{html.escape(example.type)}<span>{html.escape(place)}</span></p>'
-        f'<p class="question">{html.escape(example.question)}</p>{verdict}</figcaption></figure>'
-    )
+    ]
+    return piece("card.html", example=example, images=images, size=size, several=len(sample.frames) > 1, split=world.config.split)
 
 
 def _alternative(example: Example, number: int) -> str:
@@ -81,12 +69,3 @@ def _boxes(example: Example) -> list[tuple[str, Box]]:
     truth, said = parse_box(example.answer), parse_box(example.said)
     found = [("truth", truth), ("said", said)] if truth is not None else []
     return [(css, cell_box(cells)) for css, cells in found if cells is not None]
-
-
-def _overlay(boxes: Iterable[tuple[str, Box]]) -> str:
-    drawn = "".join(
-        f'<rect class="{css}" x="{100 * x0:.0f}" y="{100 * y0:.0f}" '
-        f'width="{100 * (x1 - x0):.0f}" height="{100 * (y1 - y0):.0f}"/>'
-        for css, (x0, y0, x1, y1) in boxes
-    )
-    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>' if drawn else ""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tessera.data.dense import IGNORED, to_pixels
 from tessera.lab.protocols.base import APART
-from tessera.training.dense import IGNORED, to_pixels
 from tessera.world import World
 from tessera.world.backgrounds import TINTS
 from tessera.world.dataset import Sample

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tessera import registry
-from tessera.bench.sides import Ratio, interleaved, ratio
 from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.lab.compare_runs import Runs, difference, plugged_copy
+from tessera.measure.sides import Ratio, interleaved, ratio
 
 if TYPE_CHECKING:
     from tessera.evaluation.intervals import Interval

@@ -20,8 +20,8 @@ from tessera.lab.experiment import Arm
 from tessera.lab.judge import Outcomes
 
 if TYPE_CHECKING:
-    from tessera.bench.sides import Ratio
     from tessera.lab.protocols.base import Protocol
+    from tessera.measure.sides import Ratio
 
 Model: TypeAlias = "tuple[Any, Any]"
 """A model in evaluation mode and its processor."""
@@ -119,7 +119,7 @@ class Lab:
 
     def timing(self, slow: Callable[[], Any], fast: Callable[[], Any], rounds: int = 7) -> Ratio:
         """How many times longer `slow` takes than `fast`, in turns in this process."""
-        from tessera.bench.sides import interleaved, ratio
+        from tessera.measure.sides import interleaved, ratio
 
         taken = interleaved({"slow": slow, "fast": fast}, rounds)
         return ratio(taken["slow"], taken["fast"])
@@ -127,11 +127,11 @@ class Lab:
     def flops(self, work: Callable[[], Any]) -> int:
         """Floating-point operations of `work`, matrix products and attention, as torch's counter sees them."""
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            work()
-        return int(counter.get_total_flops())
+        from tessera.measure.counting import flops
+
+        with torch.no_grad():
+            return flops(work)
 
     def shape(self) -> str:
         """Threads, number type and processor, for what is timed."""

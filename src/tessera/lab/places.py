@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.training.dense import IGNORED, DenseData, character_labels, to_pixels
+from tessera.data.dense import IGNORED, DenseData, character_labels, to_pixels
 from tessera.world.backgrounds import TINTS
 from tessera.world.concepts import by_category, concepts
 from tessera.world.dataset import Sample

@@ -142,9 +142,9 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def _load(where: str, local: bool, dtype: torch.dtype, attn_implementation: str | None) -> tuple[Any, Any]:
     import transformers
 
-    from tessera import _auto
+    from tessera.models.auto import register_models
 
-    _auto.register_models()
+    register_models()
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
         with without_bars():

@@ -49,9 +49,9 @@ def register() -> None:
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    from tessera import _auto
+    from tessera.models.auto import register_models
 
-    _auto.register_models()
+    register_models()
     transformers.AutoModel.register(TesseraConfig, TesseraBackbone, exist_ok=True)
     older = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings(None).items()]
     register_checkpoint_conversion_mapping(TesseraBackbone.__name__, older, overwrite=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera.training.dense import to_pixels
+from tessera.data.dense import to_pixels
 from tessera.world import World
 from tessera.world.dataset import Sample
 

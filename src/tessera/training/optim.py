@@ -3,6 +3,11 @@
 Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon: the nesterov momentum of a hidden matrix
 is replaced by the nearest (semi-)orthogonal matrix, found by five Newton-Schulz iterations.
 
+`torch.optim.Muon` exists from torch 2.9 on; Tessera runs from 2.6 on, and takes torch's AdamW. Torch's Muon takes
+matrices of two dimensions, one after the other, and always iterates in bfloat16, which is slow on processors without
+it. Ours is one optimiser with AdamW, takes experts that are stacked in one tensor, and iterates in float32 unless told
+otherwise. A test holds its updates equal to torch's, up to rounding.
+
 Legend: R rows, C columns of a matrix, S matrices of one shape that are orthogonalised together.
 """
 

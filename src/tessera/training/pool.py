@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tessera.config import to_dict
+from tessera.data.dense import to_pixels
 from tessera.errors import UserError
 from tessera.training.data import Batch, place_of, sample_numbers
-from tessera.training.dense import to_pixels
 from tessera.training.engine import autocast
 from tessera.training.features import FeatureStore, cacheable, fingerprint
 from tessera.training.plan import TrainConfig

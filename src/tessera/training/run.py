@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from tessera.config import to_dict
+from tessera.data.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.errors import UserError, unknown
 from tessera.io import write_json
 from tessera.models import reference
@@ -26,19 +27,16 @@ from tessera.models.vision import TesseraVisionModel
 from tessera.training import checkpoint
 from tessera.training.captions import CaptionData
 from tessera.training.data import Batches, StagedBatches, TrainingData
-from tessera.training.dense import BACKGROUND, DenseData, character_labels, object_labels, patch_accuracy
 from tessera.training.log import Event
 from tessera.training.objective import Objective, Subject, objective_named, tuning_named
 from tessera.training.pool import Pool, PooledQuestions
+from tessera.training.recipe import Recipe, StageData
 from tessera.training.speed import bf16_pays
 from tessera.training.trainer import Result, Trainer
 from tessera.training.tuning import FOLDER
 from tessera.training.world_questions import WorldQuestions
 from tessera.world import World
 from tessera.world.vocabulary import words
-
-if TYPE_CHECKING:
-    from tessera.recipes.recipe import Recipe, StageData
 
 MULTIPLE = 64
 """The vocabulary is padded to a multiple of this: matrix products of odd sizes are slow."""
@@ -155,15 +153,15 @@ def training_data(
             pools[key] = Pool(worlds, model, processor, scenes, _precision(recipe, precision), folder=folder, limit=limit)
         return pools[key]
 
-    def batches(stage_data: StageData | None) -> TrainingData:
-        worlds = [World(w) for w in (stage_data and stage_data.worlds) or recipe.worlds]
+    def batches(stage: StageData | None) -> TrainingData:
+        worlds = [World(w) for w in (stage and stage.worlds) or recipe.worlds]
         own = objective and objective.collate(worlds, processor, recipe.training.batch_size)
         if own:
             return Batches(own, recipe.training)
         if recipe.task == "questions":
-            options = (stage_data and stage_data.questions) or recipe.questions
+            options = (stage and stage.questions) or recipe.questions
             questions = WorldQuestions(worlds, processor, options, recipe.training.batch_size, recipe.blind)
-            scenes = recipe.scenes if stage_data is None or stage_data.scenes is None else stage_data.scenes
+            scenes = recipe.scenes if stage is None or stage.scenes is None else stage.scenes
             if scenes and not recipe.blind:
                 return PooledQuestions(pool(worlds, scenes), questions, recipe.training)
             return Batches(questions.collate, recipe.training)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tessera.data.dense import to_pixels
 from tessera.data.packing import Item, collate, pack
 from tessera.errors import UserError, unknown
-from tessera.training.dense import to_pixels
 from tessera.training.naming import TokenNames
 from tessera.training.options import Questions
 from tessera.world import World

@@ -81,8 +81,8 @@ def costs_a_stream(lab: Lab) -> Checked:
     """Counted operations of eight tokens about one image, against those of two plain generations, with and without the image."""
     import torch
 
-    from tessera.bench.tokens import Shape, host, inputs
     from tessera.hosts.plug import plug
+    from tessera.measure.llava import Shape, host, inputs
 
     model, prompt = host(Shape(layers=2, width=128, patches=12)), inputs(Shape(layers=2, width=128, patches=12))
     settings: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

@@ -178,9 +178,9 @@ class TuningFixture(Fixture):
 
 def _plain(name: str, model: Any, processor: Any, worlds: list[World]) -> Any:
     """What makes batches of the recipe's own task."""
+    from tessera.data.dense import DenseData
     from tessera.recipes.recipe import recipe
     from tessera.training.captions import CaptionData
-    from tessera.training.dense import DenseData
     from tessera.training.world_questions import WorldQuestions
 
     task = recipe(name).task

@@ -38,8 +38,8 @@ class StillBackground(Given):
         """The mean share over clips, with a bootstrap interval."""
         import numpy as np
 
+        from tessera.data.dense import to_pixels
         from tessera.lab.judge import Outcomes, estimate
-        from tessera.training.dense import to_pixels
         from tessera.world import World, WorldConfig
 
         model, _ = lab.reference(self.model)

@@ -245,7 +245,7 @@ def tinted(side: int, split: str, count: int, seed: int) -> tuple[Tensor, Tensor
     import numpy as np
     import torch
 
-    from tessera.training.dense import to_pixels
+    from tessera.data.dense import to_pixels
     from tessera.world import World
     from tessera.world.backgrounds import TINTS
 

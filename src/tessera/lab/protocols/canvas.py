@@ -84,7 +84,7 @@ class Canvas(Protocol):
         import numpy as np
         import torch
 
-        from tessera.training.dense import to_pixels
+        from tessera.data.dense import to_pixels
         from tessera.world import World, WorldConfig
 
         size = 2 * TILE

@@ -57,7 +57,7 @@ class Quantising(Protocol):
     def _run(self, expert: Any, arm: Arm, seed: int) -> float:
         import torch
 
-        from tessera.training.dense import BACKGROUND, DenseData, object_labels, patch_accuracy
+        from tessera.data.dense import BACKGROUND, DenseData, object_labels, patch_accuracy
         from tessera.world import World
 
         worlds = {split: World(split=split, kinds={"scene": 1.0}) for split in ("train", "test")}
@@ -241,7 +241,7 @@ def _named(encoder: Any, split: str, count: int, place: int, style: str) -> tupl
     import numpy as np
     import torch
 
-    from tessera.training.dense import to_pixels
+    from tessera.data.dense import to_pixels
     from tessera.world import World
     from tessera.world.concepts import by_category, concepts
 

@@ -235,7 +235,7 @@ def seen(encoder: Any, samples: Sequence[Sample]) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    from tessera.training.dense import to_pixels
+    from tessera.data.dense import to_pixels
 
     found = []
     with torch.no_grad():

@@ -167,7 +167,7 @@ class SmallThings(Protocol):
         import torch
         from torch.nn import functional as F
 
-        from tessera.training.dense import to_pixels
+        from tessera.data.dense import to_pixels
         from tessera.world import World
         from tessera.world.concepts import by_category
 

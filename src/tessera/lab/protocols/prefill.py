@@ -38,7 +38,7 @@ class Prefill(CostProtocol):
         """The plain host against the host with the part of `treatment` (a `Plug`)."""
         import torch
 
-        from tessera.bench.tokens import Shape, host, inputs
+        from tessera.measure.llava import Shape, host, inputs
 
         assert isinstance(treatment, Plug)
         shape = Shape(layers=self.layers, width=self.width, patches=self.patches, text_tokens=self.text)

@@ -52,7 +52,7 @@ class Views(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """Scenes first .. first + count - 1 of the test world."""
-        from tessera.training.dense import object_labels
+        from tessera.data.dense import object_labels
 
         expert, _ = lab.reference("object-expert")
         return self._measured(lambda pixels: expert(pixel_values=pixels).logits, object_labels(), arm, first, count)
@@ -60,7 +60,7 @@ class Views(Protocol):
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
         """Two scenes, read by a fixed random projection of patches."""
-        from tessera.training.dense import object_labels
+        from tessera.data.dense import object_labels
 
         labels = object_labels()
 
@@ -140,7 +140,7 @@ def recognised(
     import numpy as np
     import torch
 
-    from tessera.training.dense import to_pixels
+    from tessera.data.dense import to_pixels
 
     with torch.no_grad():
         shares = logits(to_pixels([np.asarray(view.image) for view in views])).softmax(-1)

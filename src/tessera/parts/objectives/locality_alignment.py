@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.config import config
+from tessera.data.dense import to_pixels
 from tessera.errors import TesseraError, UserError
 from tessera.nn import initialise
 from tessera.nn.vit import MLP, SelfAttention, eager_backend
 from tessera.registry import part
-from tessera.training.dense import to_pixels
 from tessera.training.objective import Collate, Frozen, Loss, Objective
 from tessera.training.stages import sockets_of
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from tessera.config import config
+from tessera.data.dense import to_pixels
 from tessera.data.packing import collate
 from tessera.registry import part
-from tessera.training.dense import to_pixels
 from tessera.training.objective import Collate, Loss, Objective, encoded
 from tessera.training.preference import dpo, pack_answers, score
 from tessera.world.contrasts import contrasts

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from tessera.config import config
+from tessera.data.dense import to_pixels
 from tessera.data.packing import collate
 from tessera.evaluation.scoring import normalise
 from tessera.parts.distillation.vpd.programs import Grammar, Proposer, Step, run
 from tessera.parts.distillation.vpd.rationale import rationale
 from tessera.parts.distillation.vpd.tools import Failed, Tools
 from tessera.registry import part
-from tessera.training.dense import to_pixels
 from tessera.training.objective import Collate, Loss, Objective
 from tessera.training.preference import pack_answers, score
 from tessera.world.rng import Rng
