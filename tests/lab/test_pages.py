@@ -213,13 +213,25 @@ def proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(evidence, "folder", lambda *_: tmp_path)
     monkeypatch.setattr(evidence, "PACKAGE", tmp_path / "nothing-shipped")
     entries = tuple(
-        Entry(id=c.id, kind=c.kind, promise=c.promise, verdict="holds", digest=c.digest(), depends={"part tokens/fopru": "1"})
+        Entry(
+            id=c.id,
+            kind=c.kind,
+            promise=c.promise,
+            verdict="holds",
+            digest=c.digest(),
+            depends={"part tokens/fopru": "1"},
+            secondary=tuple(estimate(effect.words) for effect in getattr(c, "secondary", ())),
+        )
         for c in claims_of("tokens", "fopru")
     )
     made = Evidence(part="fopru", socket="tokens", catalog=244, claims=entries, behaviour={"x": [1.0]})
     path = evidence.path_of("tokens", "fopru", Path("fopru.py"))  # a path is given so that the part is not imported
     write_json(path, made.plain())
     return path
+
+
+def estimate(words: str) -> Estimate:
+    return Estimate(words=words, value=0.1, low=0.0, high=0.2, margin=0.0)
 
 
 def fopru() -> catalogs.Built:
@@ -232,6 +244,9 @@ def test_evidence_is_fresh_until_what_is_written_down_differs(proven: Path) -> N
     found = evidence.parse(proven)
     changes = {
         "the experiment is another one": replace(found, claims=tuple(replace(e, digest="0" * 12) for e in found.claims)),
+        "secondary effects are others": replace(
+            found, claims=tuple(replace(e, secondary=(estimate("another"),)) for e in found.claims if e.kind == "effect")
+        ),
         "behaves otherwise": replace(found, version=2),
         "it crashed": replace(found, claims=tuple(replace(e, verdict="crashed") for e in found.claims)),
     }
