@@ -245,7 +245,8 @@ def test_evidence_is_fresh_until_what_is_written_down_differs(proven: Path) -> N
     changes = {
         "the experiment is another one": replace(found, claims=tuple(replace(e, digest="0" * 12) for e in found.claims)),
         "secondary effects are others": replace(
-            found, claims=tuple(replace(e, secondary=(estimate("another"),)) for e in found.claims if e.kind == "effect")
+            found,
+            claims=tuple(replace(e, secondary=(estimate("another"),)) if e.kind == "effect" else e for e in found.claims),
         ),
         "behaves otherwise": replace(found, version=2),
         "it crashed": replace(found, claims=tuple(replace(e, verdict="crashed") for e in found.claims)),
