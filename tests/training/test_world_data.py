@@ -22,7 +22,7 @@ from tessera.world import concepts as table
 from tessera.world.lists import LIST_PROMPTS, lists
 from tessera.world.scene import STYLES
 from tessera.world.text import ALPHABET
-from tessera.world.vocabulary import CAPTION_PROMPTS, looks, words
+from tessera.world.vocabulary import CAPTION_PROMPTS, attribute_values, words
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_attributes_are_told_where_a_thing_is() -> None:
     world = World(kinds={"scene": 0.6, "text": 0.4})
     batch = DenseData([world], "objects", 8, ["style", "tint"]).collate(range(12))
     assert batch["attribute_labels"].shape == (12, 196, 2)
-    values, names = looks(), object_labels()
+    values, names = attribute_values(), object_labels()
     tinted = 0
     for index in range(12):
         told = batch["attribute_labels"][index].tolist()
@@ -224,7 +224,7 @@ def test_an_unknown_form_of_lists_is_refused(processor: TesseraProcessor) -> Non
         WorldQuestions([World()], processor, Questions(forms={"placs": 1.0}), batch_size=4)
 
 
-def test_every_stage_learns_its_lesson(processor: TesseraProcessor) -> None:
+def test_every_stage_learns_from_its_own_data(processor: TesseraProcessor) -> None:
     config = TrainConfig(stages=[Stage(name="a", steps=2), Stage(name="b", steps=2)], batch_size=3)
     scenes, signs = (DenseData([World(kinds={k: 1.0}, width=112, height=112)], "objects", 8) for k in ("scene", "text"))
     data = StagedBatches([Batches(scenes.collate, config), Batches(signs.collate, config)], config)

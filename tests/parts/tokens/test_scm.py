@@ -45,8 +45,8 @@ def test_half_of_the_detail_tokens_stay_and_everything_else(detail: tuple[int, .
         tiny.model(**inputs)
         sequence = host.sequence
         assert sequence is not None
-        whole, after = sequence.stages[1], sequence.stages[2]
-        assert whole.whole and not after.whole
+        full, after = sequence.stages[1], sequence.stages[2]
+        assert full.full and not after.full
         counts = detail * 2 if len(detail) == 1 else detail
         for row, images in enumerate(counts):
             own = sequence.visual[row] & (sequence.image_of[row] < images)
