@@ -220,6 +220,7 @@ def proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             verdict="holds",
             digest=c.digest(),
             depends={"part tokens/fopru": "1"},
+            primary=estimate(c.primary.words) if c.kind == "effect" else None,
             secondary=tuple(estimate(effect.words) for effect in getattr(c, "secondary", ())),
         )
         for c in claims_of("tokens", "fopru")
@@ -254,6 +255,9 @@ def test_evidence_is_fresh_until_what_is_written_down_differs(proven: Path) -> N
     for said, changed in changes.items():
         write_json(proven, changed.plain())
         assert fopru().status == "stale" and all(said in " ".join(why) for why in fopru().reasons.values()), said
+    beside = tuple(replace(e, verdict="not applicable", primary=None, secondary=()) for e in found.claims)
+    write_json(proven, replace(found, claims=beside).plain())
+    assert fopru().status == "fresh"  # a precondition did not hold, so nothing was measured
     write_json(proven, replace(found, claims=found.claims[:1]).plain())
     assert fopru().status == "fresh" and {why for (why,) in fopru().reasons.values()} == {"it was never run"}
     proven.unlink()

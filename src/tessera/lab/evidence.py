@@ -318,7 +318,9 @@ def reasons(claim: Claim, entry: Entry | None, depends: Iterable[str], version: 
     if entry is None or entry.verdict == "not run":
         return ["it was never run"]
     found = [] if claim.digest() == entry.digest else ["the experiment is another one"]
-    if isinstance(claim, Experiment) and [effect.words for effect in claim.secondary] != [e.words for e in entry.secondary]:
+    secondary = claim.secondary if isinstance(claim, Experiment) else ()
+    measured = entry.primary is not None  # nothing is where a precondition does not hold
+    if measured and [effect.words for effect in secondary] != [e.words for e in entry.secondary]:
         found.append("its secondary effects are others")
     if entry.verdict == "crashed":
         found.append("it crashed")
