@@ -12,7 +12,7 @@ from PIL import Image
 
 from tessera.cli import main
 from tessera.world import World
-from tessera.world.look import PALETTE, Canvas, contact_sheet, enlarged, pictures
+from tessera.world.look import PALETTE, BoxDrawing, contact_sheet, enlarged, pictures
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_every_box_is_drawn_where_the_truth_says(size: int) -> None:
 
 
 def test_labels_stay_inside_and_apart() -> None:
-    canvas = Canvas(Image.new("RGB", (300, 300)))
+    canvas = BoxDrawing(Image.new("RGB", (300, 300)))
     for i in range(3):
         canvas.box((0.85, 0.0, 1.0, 0.1), PALETTE[i], f"{i} fire engine, purple")
     canvas.finish()

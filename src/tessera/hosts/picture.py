@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from tessera.errors import UserError
-from tessera.world.look import PALETTE, Canvas, enlarged
+from tessera.world.look import PALETTE, BoxDrawing, enlarged
 from tessera.world.questions import cell_box, parse_box
 from tessera.world.scene import Box
 from tessera.world.text import load_font
@@ -27,7 +27,7 @@ def box_of(answer: str) -> Box | None:
 def picture(images: Sequence[Image.Image], question: str, answer: str) -> Image.Image:
     """The images side by side, question and answer below; a box is drawn into the first image, which it is about."""
     box = box_of(answer)
-    canvases = [Canvas(enlarged(image)) for image in images]
+    canvases = [BoxDrawing(enlarged(image)) for image in images]
     if box is not None and canvases:
         canvases[0].box(box, PALETTE[0], answer, strong=2.0)
     drawn = [canvas.finish() for canvas in canvases]

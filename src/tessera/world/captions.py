@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tessera.world.questions.facts import Facts, Frame, Item, SampleLike
+from tessera.world.questions.facts import Facts, Frame, FrameThing, SampleLike
 from tessera.world.questions.lexicon import Lexicon, world_lexicon
 from tessera.world.questions.phrasing import (
     CAPTIONS,
@@ -44,9 +44,9 @@ def _say(key: str, **words: object) -> str:
     return CAPTIONS[key].format(**words)
 
 
-def _groups(frame: Frame) -> list[list[Item]]:
+def _groups(frame: Frame) -> list[list[FrameThing]]:
     """The things, those of one concept together, the group with the largest first."""
-    groups: dict[int, list[Item]] = {}
+    groups: dict[int, list[FrameThing]] = {}
     for item in reversed(frame.by_side()):
         groups.setdefault(item.concept, []).append(item)
     return list(groups.values())
@@ -155,7 +155,7 @@ def _events(facts: Facts) -> list[str]:
     return clauses
 
 
-def _clause(facts: Facts, change: Change, item: Item, other: Item | None) -> str:
+def _clause(facts: Facts, change: Change, item: FrameThing, other: FrameThing | None) -> str:
     after = next((i for f in facts.frames[change.frame :] for i in f.items if i.key == change.key), item)
     return event_text(
         change.kind,

@@ -10,7 +10,7 @@ from tessera.errors import UserError
 from tessera.world.dataset import Sample
 from tessera.world.lists import LIST_PROMPTS, lists
 from tessera.world.questions import box_text, generate
-from tessera.world.questions.facts import THIRD_MARGIN, Facts, Item
+from tessera.world.questions.facts import THIRD_MARGIN, Facts, FrameThing
 from tessera.world.questions.lexicon import world_lexicon
 from tessera.world.questions.phrasing import article, phrase
 from tessera.world.scene import Question
@@ -90,5 +90,5 @@ def _changed(sample: Sample) -> list[Contrast]:
     return []
 
 
-def _sure(item: Item) -> bool:
+def _sure(item: FrameThing) -> bool:
     return all(abs(v - third) >= THIRD_MARGIN for v in (item.x, item.y) for third in (1 / 3, 2 / 3))

@@ -23,7 +23,7 @@ _SIDE, _LARGEST, _WIDTH, _GAP, _ACROSS = 336, 512, 1440, 20, 4
 
 
 @dataclass(slots=True)
-class Canvas:
+class BoxDrawing:
     """An image on which boxes are drawn at once and their labels at the end, each where it covers the least of the others."""
 
     image: Image.Image
@@ -113,7 +113,7 @@ def pictures(sample: Sample, *, truth: bool = True, side: int = _SIDE) -> list[I
     """
     drawn = []
     for number, drawing in enumerate(sample.drawings()):
-        canvas = Canvas(enlarged(drawing.image, side))
+        canvas = BoxDrawing(enlarged(drawing.image, side))
         if truth:
             for text, box, *_ in drawing.strings:
                 canvas.box(box, _STRING, text.strip(), strong=0.5, beside=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tessera.world.questions.base import ask, others, question_type
-from tessera.world.questions.facts import RATIO, Facts, Item
+from tessera.world.questions.facts import RATIO, Facts, FrameThing
 from tessera.world.questions.phrasing import phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import STYLES, Question
@@ -137,7 +137,7 @@ def category(facts: Facts, rng: Rng) -> list[Question]:
     return made
 
 
-def _category(facts: Facts, rng: Rng, text: str, item: Item, query: tuple[tuple[str, object], ...]) -> Question:
+def _category(facts: Facts, rng: Rng, text: str, item: FrameThing, query: tuple[tuple[str, object], ...]) -> Question:
     wrong = wrong_categories(facts, rng, item.category)
     return ask(
         "category",

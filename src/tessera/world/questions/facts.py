@@ -37,7 +37,7 @@ class SampleLike(Protocol):
     def truth(self, frame: int) -> Sequence[Truth]: ...
 
 
-class Item:
+class FrameThing:
     """One thing of a frame. `x, y` is the centre of its box, `side` the square root of the box's area
     (fractions of the image).
 
@@ -107,7 +107,7 @@ class Frame:
     def __init__(self, index: int, scene: Scene, truths: Sequence[Truth], lexicon: Lexicon) -> None:
         self.index = index
         self.scene = scene
-        items = [Item(truth) for truth in truths]
+        items = [FrameThing(truth) for truth in truths]
         counts: dict[int, int] = {}
         categories: dict[str, int] = {}
         clear = True
@@ -133,28 +133,28 @@ class Frame:
         self.only_things = not scene.signs and scene.panel is None
         shorter = min(scene.width, scene.height)
         self.aspect = (scene.width / shorter, scene.height / shorter)
-        self._ranks: list[list[Item]] | None = None
-        self._by_side: list[Item] | None = None
+        self._ranks: list[list[FrameThing]] | None = None
+        self._by_side: list[FrameThing] | None = None
 
-    def ranks(self, axis: int) -> list[Item]:
+    def ranks(self, axis: int) -> list[FrameThing]:
         """All things from left to right (axis 0) or from top to bottom (axis 1)."""
         if self._ranks is None:
             self._ranks = [sorted(self.items, key=lambda i: i.x), sorted(self.items, key=lambda i: i.y)]
         return self._ranks[axis]
 
-    def by_side(self) -> list[Item]:
+    def by_side(self) -> list[FrameThing]:
         """All things, the smallest first."""
         if self._by_side is None:
             self._by_side = sorted(self.items, key=lambda i: i.side)
         return self._by_side
 
-    def references(self) -> list[tuple[Item, str, list[Item]]]:
+    def references(self) -> list[tuple[FrameThing, str, list[FrameThing]]]:
         """Things by which others can be placed: (thing, direction, the things that lie there).
 
         A thing serves for an axis if no other thing's centre is within `GAP` of its own along it, on either
         side.
         """
-        found: list[tuple[Item, str, list[Item]]] = []
+        found: list[tuple[FrameThing, str, list[FrameThing]]] = []
         for axis, (before, after) in enumerate(AXES):
             line = self.ranks(axis)
             at = [item.x for item in line] if axis == 0 else [item.y for item in line]
@@ -165,7 +165,7 @@ class Frame:
                     found.append((item, after, line[i + 1 :]))
         return found
 
-    def extreme(self, reference: Item, *, nearest: bool) -> Item | None:
+    def extreme(self, reference: FrameThing, *, nearest: bool) -> FrameThing | None:
         """The thing nearest to (or farthest from) another one, or None without two candidates or the margin
         of `RATIO`.
 
@@ -175,7 +175,7 @@ class Frame:
         others = [i for i in self.items if i is not reference]
         if len(others) < 2:
             return None
-        winner: Item | None = None
+        winner: FrameThing | None = None
         scales = (self.aspect,) if self.aspect == (1.0, 1.0) else (self.aspect, (1.0, 1.0))
         for sx, sy in scales:
             spans = [((i.x - reference.x) * sx) ** 2 + ((i.y - reference.y) * sy) ** 2 for i in others]
@@ -189,11 +189,11 @@ class Frame:
             winner = others[at]
         return winner
 
-    def quadrants(self) -> dict[str, Item]:
+    def quadrants(self) -> dict[str, FrameThing]:
         """The things that are alone in their quadrant and half visible; empty if any centre is near a mid
         line.
         """
-        alone: dict[str, Item | None] = {}
+        alone: dict[str, FrameThing | None] = {}
         for item in self.items:
             if abs(item.x - 0.5) < MID_MARGIN or abs(item.y - 0.5) < MID_MARGIN:
                 return {}
@@ -228,7 +228,9 @@ class Facts:
                         return concept
         return None
 
-    def wrong_names(self, frame: Frame, rng: Rng, right: Item, *barred: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def wrong_names(
+        self, frame: Frame, rng: Rng, right: FrameThing, *barred: FrameThing
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Wrong names for a question whose answer is a thing: (all of them, those that a choice may offer).
 
         First come other things of the picture except the `barred`, then absent concepts of the right one's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tessera.world.questions.attributes import wrong_categories
 from tessera.world.questions.base import ask, others, question_type
-from tessera.world.questions.facts import Facts, Frame, Item
+from tessera.world.questions.facts import Facts, Frame, FrameThing
 from tessera.world.questions.phrasing import DIRECTION_WORDS, phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import Question
@@ -12,7 +12,7 @@ from tessera.world.scene import Question
 _COUNTS = tuple(str(n) for n in range(7))
 _P_SAME_KIND = 0.15  # how often the kind sought may be the kind of the thing named, which is a cheap guess
 
-References = list[tuple[Item, str, list[Item]]]
+References = list[tuple[FrameThing, str, list[FrameThing]]]
 
 
 @question_type("multihop", "open", "choice")

@@ -22,7 +22,7 @@ class ConceptLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ConceptPool:
     """The concepts that may be named in a split, by kind. `common` is the median size of a category."""
 
     ids: tuple[int, ...]
@@ -50,7 +50,7 @@ class Lexicon:
     colours: tuple[str, ...]
     sign_colours: tuple[str, ...]
     clashes: dict[int, frozenset[int]] = field(init=False, repr=False)
-    _pools: dict[tuple[int, ...], Pool] = field(init=False, repr=False, default_factory=dict)
+    _pools: dict[tuple[int, ...], ConceptPool] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         holders: dict[str, set[int]] = {}
@@ -63,7 +63,7 @@ class Lexicon:
                 clashes.setdefault(i, set()).update(ids - {i})
         object.__setattr__(self, "clashes", {i: frozenset(ids) for i, ids in clashes.items()})
 
-    def pool(self, ids: tuple[int, ...]) -> Pool:
+    def pool(self, ids: tuple[int, ...]) -> ConceptPool:
         """The pool of a split; made once for each."""
         pool = self._pools.get(ids)
         if pool is None:
@@ -73,7 +73,7 @@ class Lexicon:
                 categories.setdefault(self.concepts[i].category, []).append(i)
                 subcategories.setdefault(self.concepts[i].subcategory, []).append(i)
             sizes = sorted(map(len, categories.values())) or [1]
-            pool = Pool(
+            pool = ConceptPool(
                 ids=ids,
                 by_category={k: tuple(v) for k, v in categories.items()},
                 by_subcategory={k: tuple(v) for k, v in subcategories.items()},

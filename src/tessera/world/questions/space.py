@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tessera.world.questions.base import ask, others, question_type, yes_no
 from tessera.world.questions.boxes import box_cells, box_iou, box_text, cell_box, cells_text, iou
-from tessera.world.questions.facts import AXES, GAP, THIRD_MARGIN, Facts, Frame, Item
+from tessera.world.questions.facts import AXES, GAP, THIRD_MARGIN, Facts, Frame, FrameThing
 from tessera.world.questions.phrasing import DIRECTION_WORDS, OPPOSITE, POSITIONS, phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import Question
@@ -78,7 +78,7 @@ def position(facts: Facts, rng: Rng) -> list[Question]:
     frame = facts.single
     if frame is None:
         return []
-    found: list[Item] = []
+    found: list[FrameThing] = []
     weights: list[float] = []
     for item in frame.askable:
         if all(abs(v - third) >= THIRD_MARGIN for v in (item.x, item.y) for third in (1 / 3, 2 / 3)):
@@ -219,7 +219,7 @@ def at(facts: Facts, rng: Rng) -> list[Question]:
     return made
 
 
-def _alone(frame: Frame, item: Item, region: tuple[float, float, float, float]) -> bool:
+def _alone(frame: Frame, item: FrameThing, region: tuple[float, float, float, float]) -> bool:
     """Whether no other thing has its centre in the region or fills a good part of it."""
     x0, y0, x1, y1 = region
     for other in frame.items:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tessera.world.questions.base import ask, others, question_type
-from tessera.world.questions.facts import GAP, Facts, Frame, Item
+from tessera.world.questions.facts import GAP, Facts, Frame, FrameThing
 from tessera.world.questions.phrasing import CHANGES, MOVES, event_text, phrase, reason
 from tessera.world.rng import Rng
 from tessera.world.scene import Change, Question
@@ -73,7 +73,7 @@ def order(facts: Facts, rng: Rng) -> list[Question]:
     return [q for q in made if q is not None][:3]
 
 
-def _find(frame: Frame, key: int) -> Item | None:
+def _find(frame: Frame, key: int) -> FrameThing | None:
     return next((item for item in frame.items if item.key == key), None)
 
 
@@ -95,7 +95,7 @@ def _askable(facts: Facts, key: int) -> bool:
     return True
 
 
-def _shown(facts: Facts, key: int, *, start: int = 0) -> list[tuple[int, Item]]:
+def _shown(facts: Facts, key: int, *, start: int = 0) -> list[tuple[int, FrameThing]]:
     """(frame, thing) for every frame from `start` on that shows it."""
     return [(f.index, i) for f in facts.frames[start:] if (i := _find(f, key)) is not None]
 
