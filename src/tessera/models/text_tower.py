@@ -16,13 +16,13 @@ from transformers import initialization as init
 from tessera.errors import UserError
 from tessera.nn import initialise
 from tessera.nn.segments import additive
-from tessera.nn.vit import MLP, Backend, SelfAttention
+from tessera.nn.vit import Backend, FeedForward, SelfAttention
 
 if TYPE_CHECKING:
     from tessera.models.configuration import TesseraDualEncoderConfig
 
 
-class TextMLP(MLP):
+class TextMLP(FeedForward):
     """Two linear layers around an activation of `configuration.ACTIVATIONS`. [X, T, W] -> [X, T, W]."""
 
     def __init__(self, width: int, hidden: int, activation: str) -> None:

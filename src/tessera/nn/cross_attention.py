@@ -27,7 +27,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, seen: Tensor |
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-class FeedForward(nn.Sequential):
+class NormedFeedForward(nn.Sequential):
     """LayerNorm, linear, GELU, linear, without biases. [..., W] -> [..., W]."""
 
     def __init__(self, width: int, multiple: int = 4) -> None:
@@ -64,7 +64,7 @@ class GatedCrossAttention(nn.Module):
         super().__init__()
         self.attention = CrossAttention(width, context, heads, head_width)
         self.attention_gate = nn.Parameter(torch.empty(1))
-        self.feed_forward = FeedForward(width, multiple)
+        self.feed_forward = NormedFeedForward(width, multiple)
         self.feed_forward_gate = nn.Parameter(torch.empty(1))
         self.init_weights()
 

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         return self.norm(x + self.out(mixed))
 
 
-class FeedForward(nn.Module):
+class PostNormFeedForward(nn.Module):
     """norm(x + down(gelu(up(x)))). [B, T, D] -> [B, T, D]."""
 
     def __init__(self, width: int, hidden: int, eps: float) -> None:
@@ -69,8 +69,8 @@ class QFormerLayer(nn.Module):
         super().__init__()
         self.attention = Attention(width, heads, width, eps)
         self.cross = Attention(width, heads, memory_width, eps) if sees else None
-        self.of_queries = FeedForward(width, hidden, eps)
-        self.of_text = FeedForward(width, hidden, eps) if reads else None
+        self.of_queries = PostNormFeedForward(width, hidden, eps)
+        self.of_text = PostNormFeedForward(width, hidden, eps) if reads else None
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, memory_mask: Tensor | None, queries: int) -> Tensor:
         """X [B, K + Q, D], mask [B, K + Q] bool; memory [B, N, V], memory_mask [B, N] bool; queries K."""

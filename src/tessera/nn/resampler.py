@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from tessera.errors import UserError
 from tessera.nn import initialise
-from tessera.nn.cross_attention import FeedForward, attend
+from tessera.nn.cross_attention import NormedFeedForward, attend
 
 
 class LatentAttention(nn.Module):
@@ -52,7 +52,7 @@ class PerceiverResampler(nn.Module):
         self.latents = nn.Parameter(torch.empty(latents, width))
         self.times = nn.Parameter(torch.empty(frames, width)) if frames else None
         self.attention = nn.ModuleList(LatentAttention(width, heads, head_width) for _ in range(depth))
-        self.feed_forward = nn.ModuleList(FeedForward(width, multiple) for _ in range(depth))
+        self.feed_forward = nn.ModuleList(NormedFeedForward(width, multiple) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.init_weights()
 

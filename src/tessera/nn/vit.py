@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
         return self.out(mixed.reshape(batch, count, width))
 
 
-class MLP(nn.Module):
+class FeedForward(nn.Module):
     """Two linear layers with GELU (tanh form). [B, N, D] -> [B, N, D]."""
 
     def __init__(self, width: int, hidden: int) -> None:

@@ -12,14 +12,14 @@ from tessera.config import build
 from tessera.errors import UserError
 from tessera.parts.agents.zoomeye import ZoomEye, singular, speaks_of_others
 from tessera.parts.agents.zoomeye.crops import crop_box, merged, union
-from tessera.parts.agents.zoomeye.tree import Kind, Node, depth_of, grow, search_all, split, weight
+from tessera.parts.agents.zoomeye.tree import Kind, RegionNode, depth_of, grow, search_all, split, weight
 
 
 def eye(**options: Any) -> ZoomEye:
     return ZoomEye(build(ZoomEye.Config, options))
 
 
-def nodes_of(root: Node) -> list[Node]:
+def nodes_of(root: RegionNode) -> list[RegionNode]:
     return [root, *(node for child in root.children for node in nodes_of(child))]
 
 
@@ -67,7 +67,7 @@ def test_an_oracle_finds_a_small_target_in_1_plus_4_visits_per_level(seed: int) 
     target = (rng.randrange(side - side // 16), rng.randrange(side - side // 16))
     middle = (target[0] + side // 32, target[1] + side // 32)
 
-    def oracle(node: Node, kind: Kind, about: str) -> float:
+    def oracle(node: RegionNode, kind: Kind, about: str) -> float:
         x, y, width, height = node.region
         inside = x <= middle[0] < x + width and y <= middle[1] < y + height
         return 1.0 if inside and (kind != "answering" or width * height <= side * side / 64) else -1.0
@@ -80,7 +80,7 @@ def test_an_oracle_finds_a_small_target_in_1_plus_4_visits_per_level(seed: int) 
 
 
 def plain_search(
-    root: Node, answers: dict[int, float], priorities: dict[int, float], tau: float, floor: float
+    root: RegionNode, answers: dict[int, float], priorities: dict[int, float], tau: float, floor: float
 ) -> tuple[Any, int]:
     """Best-first search as the paper's algorithm has it, written down once more."""
     deepest, steps, limit = depth_of(root), [0.1, 0.1, 0.2], 3 * depth_of(root)
@@ -129,7 +129,7 @@ def test_the_search_is_the_papers(seed: int) -> None:
 def test_a_thorough_search_goes_to_the_bottom_and_not_for_the_root() -> None:
     root = grow((448, 448), 112)
 
-    def sure(node: Node, kind: Kind, about: str) -> float:
+    def sure(node: RegionNode, kind: Kind, about: str) -> float:
         return 1.0
 
     assert eye().search(root, "q", "thing", sure).nodes == [root]
@@ -143,7 +143,7 @@ def test_all_things_of_a_kind_are_found_where_they_are_seen_best() -> None:
     seen = {id(a): 0.9, id(b): 0.8, id(root.children[3]): 0.7}
     visits: list[int] = []
 
-    def confidence(node: Node, kind: Kind, about: str) -> float:
+    def confidence(node: RegionNode, kind: Kind, about: str) -> float:
         assert kind == "existence" and about == "dog"
         visits.append(node.depth)
         return seen.get(id(node), -0.5)
@@ -192,7 +192,7 @@ def test_the_model_is_shown_what_was_found(view: str) -> None:
 
 def test_two_far_things_are_shown_side_by_side() -> None:
     picture = Image.new("RGB", (900, 900), "white")
-    corners = [Node((0, 0, 112, 112), 3), Node((780, 780, 112, 112), 3)]
+    corners = [RegionNode((0, 0, 112, 112), 3), RegionNode((780, 780, 112, 112), 3)]
     (view,) = eye(apart=300).look(picture, corners, 112)
     assert view.image.size == (224, 224)
     (view,) = eye(apart=1000).look(picture, corners, 112)

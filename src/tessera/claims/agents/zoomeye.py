@@ -9,7 +9,7 @@ from tessera.lab.protocols.zooming import Zooming
 
 if TYPE_CHECKING:
     from tessera.lab.lab import Lab
-    from tessera.parts.agents.zoomeye.tree import Kind, Node
+    from tessera.parts.agents.zoomeye.tree import Kind, RegionNode
 
 
 def finds_quickly(lab: Lab) -> Checked:
@@ -25,7 +25,7 @@ def finds_quickly(lab: Lab) -> Checked:
         width, height = rng.randrange(1800, 3000), rng.randrange(1800, 3000)
         x, y = rng.randrange(width), rng.randrange(height)
 
-        def oracle(node: Node, kind: Kind, about: str, x: int = x, y: int = y, area: float = width * height / 256) -> float:
+        def oracle(node: RegionNode, kind: Kind, about: str, x: int = x, y: int = y, area: float = width * height / 256) -> float:
             left, top, wide, high = node.region
             inside = left <= x < left + wide and top <= y < top + high
             return 1.0 if inside and (kind != "answering" or wide * high <= area) else -1.0
@@ -66,7 +66,7 @@ def asks_little(lab: Lab) -> Checked:
     for seed in range(50):
         rng, count = random.Random(seed), 0
 
-        def chance(node: Node, kind: Kind, about: str, rng: random.Random = rng) -> float:
+        def chance(node: RegionNode, kind: Kind, about: str, rng: random.Random = rng) -> float:
             nonlocal count
             count += 1
             return rng.uniform(-1, 0.5)

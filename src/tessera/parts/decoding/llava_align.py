@@ -91,7 +91,7 @@ class LlavaAlign(HostPart):
             return []
         branches = self.branches(host, inputs)
         turned = len(inputs["input_ids"]) if self.config.prior == "other" else 0
-        return [Contrast(branches, self.config.alpha, self.config.beta, turned)]
+        return [ContrastProcessor(branches, self.config.alpha, self.config.beta, turned)]
 
     def branches(self, host: Host, inputs: Mapping[str, Any]) -> list[Branch]:
         """The image-free streams of a prompt. Raises `UserError` for a prompt that came as embeddings."""
@@ -115,7 +115,7 @@ class LlavaAlign(HostPart):
         return Calibrated(raw, blind, calibrate(raw, blind, self.config.calibration, self.config.band))
 
 
-class Contrast:
+class ContrastProcessor:
     """A logits processor: (1 + alpha) l(image) - alpha l(blind) over the tokens that are plausible with the image."""
 
     def __init__(self, branches: Sequence[Branch], alpha: float, beta: float, turned: int = 0) -> None:

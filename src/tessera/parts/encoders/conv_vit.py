@@ -21,11 +21,11 @@ from transformers import initialization as init
 from tessera.config import config
 from tessera.errors import UserError
 from tessera.nn import initialise
-from tessera.nn.vit import MLP, Backend, SelfAttention, eager_backend
+from tessera.nn.vit import Backend, FeedForward, SelfAttention, eager_backend
 from tessera.registry import part
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """x + depthwise(x); x + attention(norm(x)); x + mlp(norm(x)). [B, N, D] -> [B, N, D]."""
 
     def __init__(self, width: int, heads: int, hidden: int, grid: int, backend: Backend) -> None:
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, backend)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, hidden)
+        self.mlp = FeedForward(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, D] read as [B, D, g, g] is a channels-last image: no copy on the way in or out.
@@ -88,7 +88,7 @@ class ConvViT(nn.Module):
         self.stem = nn.Sequential(*stem)
         self.position = nn.Parameter(torch.empty(1, side * side, config.width))
         hidden = config.mlp_ratio * config.width
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, hidden, side, backend) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(ConvBlock(config.width, config.heads, hidden, side, backend) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.init_weights()
 
@@ -98,7 +98,7 @@ class ConvViT(nn.Module):
         init.normal_(self.position, std=0.02)
         std = 0.02 / math.sqrt(2 * len(self.blocks))
         for block in self.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, ConvBlock)
             initialise.linear(block.attention.out, std)
             initialise.linear(block.mlp.down, std)
 

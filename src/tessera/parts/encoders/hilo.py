@@ -93,7 +93,7 @@ class ConvMLP(nn.Module):
         return self.down(F.gelu(hidden))
 
 
-class Block(nn.Module):
+class HiLoBlock(nn.Module):
     """x + attention(norm(x)), where there is attention; x + mlp(norm(x)). [B, H, W, D] -> [B, H, W, D]."""
 
     def __init__(self, width: int, heads: int, window: int, alpha: float, hidden: int) -> None:
@@ -196,7 +196,7 @@ class HiLoTower(nn.Module):
         self.stem = nn.Conv2d(3, config.widths[0], config.patch_size, stride=config.patch_size)
         self.stem_norm = nn.LayerNorm(config.widths[0])
         self.stages = nn.ModuleList(
-            nn.ModuleList(Block(width, heads, window, config.alpha, config.mlp_ratio * width) for _ in range(depth))
+            nn.ModuleList(HiLoBlock(width, heads, window, config.alpha, config.mlp_ratio * width) for _ in range(depth))
             for width, depth, heads, window in stages
         )
         self.merges = nn.ModuleList(Merge(before, after) for before, after in pairwise(config.widths))

@@ -27,7 +27,7 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens, from_grid, resample
-from tessera.nn.vit import MLP
+from tessera.nn.vit import FeedForward
 from tessera.registry import part
 
 Merge = Literal["single", "mean_half", "mean", "layerscale", "lln_layerscale"]
@@ -111,7 +111,7 @@ class COMM(nn.Module):
             LayerMerge(width, count, config.merge) for width, count in zip(widths, self.counts, strict=True)
         )
         aligned = config.align and len(widths) > 1
-        self.align = nn.ModuleList(MLP(width, config.align * width) for width in widths[1:]) if aligned else None
+        self.align = nn.ModuleList(FeedForward(width, config.align * width) for width in widths[1:]) if aligned else None
         self.init_weights()
 
     def init_weights(self) -> None:

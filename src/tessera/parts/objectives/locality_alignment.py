@@ -31,7 +31,7 @@ from tessera.config import config
 from tessera.data.dense import to_pixels
 from tessera.errors import TesseraError, UserError
 from tessera.nn import initialise
-from tessera.nn.vit import MLP, SelfAttention, eager_backend
+from tessera.nn.vit import FeedForward, SelfAttention, eager_backend
 from tessera.registry import part
 from tessera.training.objective import Collate, Frozen, Loss, Objective
 from tessera.training.stages import sockets_of
@@ -75,7 +75,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, width: int, heads: int, scale: float) -> None:
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, heads, eager_backend())
-        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, 4 * width)
+        self.norm2, self.mlp = nn.LayerNorm(width), FeedForward(width, 4 * width)
         self.scale1, self.scale2 = (nn.Parameter(torch.full((width,), scale)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:

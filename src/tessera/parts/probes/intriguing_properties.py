@@ -143,7 +143,7 @@ class Tokens:
         return self.generator.answer_batch(made, max_new_tokens)
 
 
-class Pictures:
+class AlteredPictures:
     """Answers like a model to whose pictures something was done."""
 
     def __init__(self, answers: Generates, change: Callable[[Image.Image], Image.Image]) -> None:
@@ -276,10 +276,10 @@ class IntriguingProperties(Probe):
         if look in ("patches", "drop", "salient", "plain"):
             plain = generator(model, processor)
             if look == "patches":
-                yield Pictures(plain, lambda image: shuffle_patches(image, c.grid, rng))
+                yield AlteredPictures(plain, lambda image: shuffle_patches(image, c.grid, rng))
                 return
             for part_ in c.shares:
-                yield Pictures(plain, lambda image, s=part_: drop_patches(image, c.grid, s, look, rng))  # type: ignore[misc]
+                yield AlteredPictures(plain, lambda image, s=part_: drop_patches(image, c.grid, s, look, rng))  # type: ignore[misc]
         elif look == "foreign":
             yield Tokens(model, processor, lambda found: [*found[1:], *found[:1]])
         elif look == "blocks":

@@ -25,7 +25,7 @@ from PIL import Image
 from tessera.config import config
 from tessera.hosts.pixels import UnitBox, View
 from tessera.parts.agents.zoomeye.crops import crop_box, framed, merged, side_by_side, squared, union, unit
-from tessera.parts.agents.zoomeye.tree import Confidence, Kind, Node, depth_of, grow, search_all, weight
+from tessera.parts.agents.zoomeye.tree import Confidence, Kind, RegionNode, depth_of, grow, search_all, weight
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ EXAMPLES = (
 class Found:
     """What a best-first search came to: its nodes (the last accepted ones), nodes visited, steps down and up the tree."""
 
-    nodes: list[Node]
+    nodes: list[RegionNode]
     pops: int = 0
     zoomed_in: int = 0
     zoomed_out: int = 0
@@ -76,7 +76,7 @@ class Zoomed:
 
 
 @config
-class Prompts:
+class ZoomPrompts:
     """What the model is asked; {} is the cue or the question. The zoomed ones are for a picture with a box and a crop."""
 
     existence: str = "Is there a {} in the image? Answer Yes or No."
@@ -126,7 +126,7 @@ class ZoomEye:
         apart: int = 1000
         background: tuple[int, int, int] = (122, 116, 104)
         colour: str = "red"
-        prompts: Prompts = field(default_factory=Prompts)
+        prompts: ZoomPrompts = field(default_factory=ZoomPrompts)
 
         def validate_values(self) -> None:
             if not 0 <= self.bias <= 1:
@@ -155,14 +155,14 @@ class ZoomEye:
         targets = [cue for cue in (self.cues(model, question) if cues is None else cues) if not speaks_of_others(cue)]
         asked = 0
 
-        def confidence(node: Node, kind: Kind, about: str) -> float:
+        def confidence(node: RegionNode, kind: Kind, about: str) -> float:
             nonlocal asked
             asked += 1
             return self.confidence(model, picture, node, kind, about)
 
-        settings, nodes, pops = self.config, list[Node](), 0
+        settings, nodes, pops = self.config, list[RegionNode](), 0
         if settings.view == "global" and len(targets) > 1:
-            root, appearance = Node((0, 0, *picture.size)), settings.prompts.appearance
+            root, appearance = RegionNode((0, 0, *picture.size)), settings.prompts.appearance
             single = [cue for cue in targets if not cue.startswith("all ")]
             if any(confidence(root, "answering", appearance.format(cue)) >= settings.threshold for cue in single):
                 targets = []  # something is plain to see in the whole picture: that is enough
@@ -194,19 +194,19 @@ class ZoomEye:
         found = re.search(re.escape(NEEDED) + r"\s*(.+)", said)
         return [cue for cue in re.split(r" and |, ", found[1].rstrip().removesuffix(".")) if cue] if found else []
 
-    def confidence(self, model: ModelInterface, picture: Image.Image, node: Node, kind: Kind, about: str) -> float:
+    def confidence(self, model: ModelInterface, picture: Image.Image, node: RegionNode, kind: Kind, about: str) -> float:
         """2 p(yes) - 1."""
         prompts, views = self.config.prompts, self.look(picture, [node], model.size)
         template: str = getattr(prompts, kind if len(views) == 1 or kind == "answering" else f"zoomed_{kind}")
         return 2 * (model.yes([view.image for view in views], self._preface(views) + template.format(about)) - 0.5)
 
-    def search(self, root: Node, question: str, cue: str, confidence: Confidence, thorough: bool = False) -> Found:
+    def search(self, root: RegionNode, question: str, cue: str, confidence: Confidence, thorough: bool = False) -> Found:
         """Best-first search for one thing. thorough: not before a leaf has been visited, and (local view) not in the root."""
         settings = self.config
         skip_root = thorough and settings.view == "local"
         deepest = min(depth_of(root), settings.depth)
         threshold, steps, limit = settings.threshold, list(settings.steps), settings.patience * deepest
-        queue, visited, found = [root], list[Node](), Found([])
+        queue, visited, found = [root], list[RegionNode](), Found([])
         bottom, before = False, -1
         while queue:
             node = queue.pop(0)
@@ -243,7 +243,7 @@ class ZoomEye:
             queue.sort(key=_priority, reverse=True)
         return found
 
-    def look(self, picture: Image.Image, nodes: Sequence[Node], size: int) -> list[View]:
+    def look(self, picture: Image.Image, nodes: Sequence[RegionNode], size: int) -> list[View]:
         """What the model is shown for some nodes."""
         settings = self.config
         root = any(node.depth == 0 for node in nodes)
@@ -268,7 +268,7 @@ class ZoomEye:
         return self.config.prompts.zoomed.format(self.config.colour) if len(views) > 1 else ""
 
 
-def _priority(node: Node) -> float:
+def _priority(node: RegionNode) -> float:
     assert node.priority is not None
     return node.priority
 

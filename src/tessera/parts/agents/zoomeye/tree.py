@@ -15,7 +15,7 @@ Kind: TypeAlias = Literal["existence", "latent", "answering"]
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class RegionNode:
     """A region of the picture.
 
     priority   its place in the queue, once asked for
@@ -24,23 +24,23 @@ class Node:
 
     region: Region
     depth: int = 0
-    children: list[Node] = field(default_factory=list)
+    children: list[RegionNode] = field(default_factory=list)
     priority: float | None = None
     answering: float = -1.0
 
 
-Confidence: TypeAlias = Callable[[Node, Kind, str], float]
+Confidence: TypeAlias = Callable[[RegionNode, Kind, str], float]
 """Confidence in [-1, 1] of a kind, for a node and what is asked about (a cue, or a question)."""
 
 
-def grow(size: tuple[int, int], smallest: int) -> Node:
+def grow(size: tuple[int, int], smallest: int) -> RegionNode:
     """The tree of a picture of (width, height) pixels: nodes are split until their longer side is below `smallest`."""
-    root = Node((0, 0, *size))
+    root = RegionNode((0, 0, *size))
     nodes = [root]
     while nodes:
         node = nodes.pop()
         if max(node.region[2:]) >= smallest:
-            node.children = [Node(region, node.depth + 1) for region in split(node.region)]
+            node.children = [RegionNode(region, node.depth + 1) for region in split(node.region)]
             nodes += node.children
     return root
 
@@ -61,7 +61,7 @@ def split(region: Region) -> list[Region]:
     ]
 
 
-def depth_of(node: Node) -> int:
+def depth_of(node: RegionNode) -> int:
     """Depth of the deepest node below (and with) this one."""
     return max([node.depth, *(depth_of(child) for child in node.children)])
 
@@ -71,11 +71,11 @@ def weight(depth: int, deepest: int, bias: float) -> float:
     return bias + (1 - bias) * depth**2 / deepest**2 if deepest else 1.0
 
 
-def search_all(root: Node, cue: str, confidence: Confidence, depth: int, threshold: float) -> list[Node]:
+def search_all(root: RegionNode, cue: str, confidence: Confidence, depth: int, threshold: float) -> list[RegionNode]:
     """Nodes down to `depth` where the thing exists with at least `threshold`, and no less than anywhere below; children first."""
-    found: list[Node] = []
+    found: list[RegionNode] = []
 
-    def visit(node: Node) -> float:
+    def visit(node: RegionNode) -> float:
         below = max((visit(child) for child in node.children), default=-1.0) if node.depth < depth else -1.0
         here = confidence(node, "existence", cue)
         if here >= max(below, threshold):

@@ -23,7 +23,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class DetectedThing:
     """What the detector reports: `x, y` is the centre, `side` the square root of the box's area."""
 
     key: int
@@ -40,7 +40,7 @@ class Thing:
         return place(self.x, self.y)
 
 
-Things: TypeAlias = "tuple[Thing, ...]"
+Things: TypeAlias = "tuple[DetectedThing, ...]"
 DIRECTIONS = ("left_of", "right_of", "above", "below")
 EXTREMES = ("nearest", "farthest")
 SIZES = ("largest", "smallest")
@@ -53,7 +53,8 @@ class Tools:
     def __init__(self, sample: Sample, noise: float, rng: Rng, aspect: tuple[float, float] = (1.0, 1.0)) -> None:
         self.noise, self.rng, self.aspect = noise, rng, aspect
         self.things: Things = tuple(
-            Thing(t.key, t.name, t.category, t.tint, *t.centre, t.area**0.5) for t in sorted(sample.truth(), key=lambda t: t.key)
+            DetectedThing(t.key, t.name, t.category, t.tint, *t.centre, t.area**0.5)
+            for t in sorted(sample.truth(), key=lambda t: t.key)
         )
         self.names = tuple(concepts()[i].name for i in sample.pool)
         self.kinds = tuple(sorted({concepts()[i].category for i in sample.pool}))
@@ -120,7 +121,7 @@ class Tools:
         """Those below it."""
         return self._beside(things, reference, 1, 1)
 
-    def _by_distance(self, things: Things, reference: Things) -> list[Thing]:
+    def _by_distance(self, things: Things, reference: Things) -> list[DetectedThing]:
         one, (sx, sy) = only(reference), self.aspect
         others = [t for t in things if t.key != one.key]
         return sorted(others, key=lambda t: ((t.x - one.x) * sx) ** 2 + ((t.y - one.y) * sy) ** 2)
@@ -202,7 +203,7 @@ class Tools:
         return self._other([p for row in POSITIONS for p in row], one.place) if self._errs() else one.place
 
 
-def only(things: Things) -> Thing:
+def only(things: Things) -> DetectedThing:
     """The single thing of a group. Raises `Failed` for none or several."""
     if len(things) != 1:
         raise Failed(f"one thing is wanted, {len(things)} were found")

@@ -32,7 +32,7 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.nn import initialise
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid, resample
-from tessera.parts.experts.mova.layers import PlacedAttention, Reader, RegBlock, SwiGLU
+from tessera.parts.experts.mova.layers import PlacedAttention, QuestionReader, RegBlock, SwiGLU
 from tessera.registry import part
 
 CLOSED = -1e6
@@ -93,7 +93,7 @@ class Router(nn.Module):
     def __init__(self, text_width: int, width: int, heads: int, depth: int, experts: int, base_width: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.reader = Reader(text_width, width, heads, depth, tokens=experts, base_width=base_width)
+        self.reader = QuestionReader(text_width, width, heads, depth, tokens=experts, base_width=base_width)
         self.says = nn.Linear(width, 1)
         self.init_weights()
 
@@ -167,11 +167,11 @@ class MoVA(nn.Module):
         self.grid = (max(1, rows // 2), max(1, columns // 2)) if config.downsample else self.base_grid
         self.experts = len(experts)
         self.position = nn.Parameter(torch.zeros(1, rows * columns, base))
-        self.reader: Reader | None = None
+        self.reader: QuestionReader | None = None
         self.router: Router | None = None
         if text_width is not None and experts:
             shape = (text_width, config.reader_width, config.reader_heads, config.reader_depth)
-            self.reader = Reader(*shape, tokens=1)
+            self.reader = QuestionReader(*shape, tokens=1)
             if config.routing == "router":
                 self.router = Router(*shape, experts=len(experts), base_width=base, side=config.routing_side)
         sizes = (base, experts, config.reader_width, heads, config.top, self.base_grid)

@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 from tessera.nn import initialise
 from tessera.nn.tokens import QuestionText
-from tessera.nn.vit import MLP, SelfAttention, eager_attention, eager_backend
+from tessera.nn.vit import FeedForward, SelfAttention, eager_attention, eager_backend
 
 THETA = 10_000.0
 
@@ -93,7 +93,7 @@ class SwiGLU(nn.Module):
         return self.down(self.norm(F.silu(self.gate(x)) * self.up(x)))
 
 
-class Reader(nn.Module):
+class QuestionReader(nn.Module):
     """Learned tokens [K] that read a question, and base tokens if there are any: -> [B, K, W]."""
 
     def __init__(self, text_width: int, width: int, heads: int, depth: int, tokens: int, base_width: int = 0) -> None:
@@ -138,7 +138,7 @@ class ReaderBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, eager_backend())
-        self.mlp = MLP(width, 4 * width)
+        self.mlp = FeedForward(width, 4 * width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x), mask)
