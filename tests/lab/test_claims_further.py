@@ -136,7 +136,7 @@ def test_questions_of_one_row_are_blind_to_each_other(parts, tiny) -> None:
     model, processor = tiny
     pool = further.pool_of(model, processor, 2, split="train", types=("existence", "attribute"), most=3, world=SMALL)
     assert all(len(asked) > 1 for asked in pool.asked)
-    alone = further.Pool(
+    alone = further.FineTuningPool(
         pool.pixels.repeat_interleave(torch.tensor([len(a) for a in pool.asked]), 0),
         pool.seen.repeat_interleave(torch.tensor([len(a) for a in pool.asked]), 0),
         [[question] for asked in pool.asked for question in asked],
@@ -155,9 +155,9 @@ def test_answers_are_read_as_greedy_decoding_would_give_them(tiny) -> None:
     pool = further.pool_of(model, processor, 2, split="train", types=(), most=1, world=world)
     (first,), (second,) = pool.asked
     assert first[0] == second[0] and first[1] == second[2] and first[2] == second[1]
-    other = further.Pool(pool.pixels, pool.seen, [[(first[0], first[1], first[2])]] * 2)
+    other = further.FineTuningPool(pool.pixels, pool.seen, [[(first[0], first[1], first[2])]] * 2)
     how = further.FineTuning(steps=60, batch=2, rate=1e-2)
-    further.learn(model, processor, how, further.Pool(other.pixels, other.seen, [[(*first[:2], None)]] * 2), 0)
+    further.learn(model, processor, how, further.FineTuningPool(other.pixels, other.seen, [[(*first[:2], None)]] * 2), 0)
     assert further.said(model, processor, pool) == [[(True, False)], [(False, True)]]
 
 
@@ -184,7 +184,7 @@ def test_what_is_unknown_or_missing_is_refused(lab) -> None:
     with pytest.raises(TesseraError, match="give no 3 pictures"):
         further.pool_of(model, processor, 3, split="train", types=("change",), most=1, world=SMALL)
     pool = further.pool_of(model, processor, 1, split="train", types=("existence",), most=1, world=SMALL)
-    long = further.Pool(pool.pixels, pool.seen, [pool.asked[0] * 400])
+    long = further.FineTuningPool(pool.pixels, pool.seen, [pool.asked[0] * 400])
     with pytest.raises(TesseraError, match="do not fit a row"):
         further.batch(processor, long, [0])
 

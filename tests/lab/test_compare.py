@@ -15,7 +15,7 @@ from tessera import registry
 from tessera.cli.compare import parse_budget
 from tessera.cli.main import run
 from tessera.errors import UserError
-from tessera.lab.compare import Comparison, Kind, Row, compare, swapped
+from tessera.lab.compare import Comparison, Contender, Kind, compare, swapped
 from tessera.lab.compare_page import label, page, write_page
 from tessera.lab.lab import Lab
 from tessera.measure.sides import Ratio
@@ -232,7 +232,7 @@ def test_the_command_gives_a_table_json_and_a_page(
 # The page
 
 
-def row(name: str, accuracy: float, flops: float, **changes: Any) -> Row:
+def row(name: str, accuracy: float, flops: float, **changes: Any) -> Contender:
     known: dict[str, Any] = dict(
         name=name,
         how="bare" if name == "none" else "plugged",
@@ -249,10 +249,10 @@ def row(name: str, accuracy: float, flops: float, **changes: Any) -> Row:
         milliseconds=flops / 1e6,
         parameters=10**6,
     )
-    return Row(**{**known, **changes})
+    return Contender(**{**known, **changes})
 
 
-def made(*rows: Row, **changes: Any) -> Comparison:
+def made(*rows: Contender, **changes: Any) -> Comparison:
     known: dict[str, Any] = dict(
         socket="tokens", on="nano <b>", budgets=(0.25,), questions=400, rows=list(rows), refused={}, shape="s", machine="m"
     )

@@ -48,7 +48,7 @@ class Kind:
 
 
 @dataclass(slots=True, kw_only=True)
-class Row:
+class Contender:
     """One contender.
 
     name        of the part, "none" for the plain model; how: "bare", "plugged", "around" or "trained"
@@ -86,7 +86,7 @@ class Comparison:
     on: str
     budgets: tuple[float, ...]
     questions: int
-    rows: list[Row]
+    rows: list[Contender]
     refused: dict[str, str]
     shape: str
     machine: str
@@ -378,7 +378,7 @@ def _entering(host: Any) -> float | None:
     return sum(counts) / len(counts)
 
 
-def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[Row]:
+def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[Contender]:
     import torch
 
     plain_model = contenders[0]
@@ -391,7 +391,7 @@ def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[R
         result, seconds = one.result, sorted(taken[str(number)])
         same = result.items == plain_model.result.items
         rows.append(
-            Row(
+            Contender(
                 name=one.name,
                 how=one.how,
                 options=one.options,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tessera.evaluation.pages import environment, share, style, today
 from tessera.io import write_text
-from tessera.lab.compare import Comparison, Row
+from tessera.lab.compare import Comparison, Contender
 
 _PACKAGE = "tessera.lab.pages"
 """Where the template and the style are."""
@@ -48,7 +48,7 @@ def page(found: Comparison, command: str = "") -> str:
     )
 
 
-def label(row: Row) -> str:
+def label(row: Contender) -> str:
     """The contender's name, with its budget where there is one."""
     if row.budget is None:
         return row.name
@@ -78,7 +78,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dot:
+class ContenderDot:
     """A contender at (x, y), its interval from `low` to `high`."""
 
     css: str
@@ -101,11 +101,11 @@ class Scatter:
     grid: list[tuple[float, str]]
     steps: list[tuple[float, str]]
     front: str
-    dots: list[Dot]
+    dots: list[ContenderDot]
     names: list[Name]
 
 
-def scatter(rows: Sequence[Row], cost: Callable[[Row], float], title: str) -> Scatter:
+def scatter(rows: Sequence[Contender], cost: Callable[[Contender], float], title: str) -> Scatter:
     """Accuracy over a cost, one dot a contender; the axis of costs begins at 0 unless all are much alike."""
     costs = [cost(row) for row in rows]
     best = [
@@ -127,7 +127,7 @@ def scatter(rows: Sequence[Row], cost: Callable[[Row], float], title: str) -> Sc
     for row in rows:
         x, y = at(cost(row), row.accuracy)
         css = "plain" if row.how == "bare" else "best" if row in best else ""
-        dots.append(Dot(css=css, x=x, y=y, low=at(left, row.low)[1], high=at(left, row.high)[1]))
+        dots.append(ContenderDot(css=css, x=x, y=y, low=at(left, row.low)[1], high=at(left, row.high)[1]))
     return Scatter(
         title=title,
         about="; ".join(f"{label(row)}: {100 * row.accuracy:.1f} % right, {cost(row):.3g} {title}" for row in rows),
@@ -181,11 +181,11 @@ def _round_ticks(left: float, right: float) -> list[float]:
     return [round(step * k, 12) for k in range(math.ceil(left / step), int(right / step) + 1)]
 
 
-def _other(first: Row, second: Row, cost: Callable[[Row], float]) -> bool:
+def _other(first: Contender, second: Contender, cost: Callable[[Contender], float]) -> bool:
     return (cost(first), first.accuracy) != (cost(second), second.accuracy)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Contender) -> list[str]:
     against = row.against
     return [
         f"{100 * row.accuracy:.1f} %",

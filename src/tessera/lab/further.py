@@ -33,7 +33,7 @@ FAR = 1_000_000
 
 
 @dataclass(slots=True)
-class Pool:
+class FineTuningPool:
     """pixels [I, 3, S, S] float32; seen [I, N, D] float32, what the encoders say; asked: of every image its questions, each
     as ids of the question, of the right answer, and of the tempting one or None."""
 
@@ -69,7 +69,7 @@ class Learner(Subject):
         return SimpleNamespace(loss=found.loss_sum / found.loss_weight) if isinstance(found, Loss) else found
 
 
-def learn(model: Any, processor: Any, fine_tuning: FineTuning, pool: Pool | None, seed: int) -> list[float]:
+def learn(model: Any, processor: Any, fine_tuning: FineTuning, pool: FineTuningPool | None, seed: int) -> list[float]:
     """Trains the model in place, its encoders as they are; the loss of every step. A tuning stays in the model.
 
     The seed is that of the data order: the same samples for all objectives, tunings and plugs. Raises `TesseraError` where
@@ -129,7 +129,7 @@ def plugged(model: Any, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[None
 
 
 def batch(
-    processor: Any, pool: Pool, images: Sequence[int], *, pixels: bool = False, shift: int = 0, tempting: bool = False
+    processor: Any, pool: FineTuningPool, images: Sequence[int], *, pixels: bool = False, shift: int = 0, tempting: bool = False
 ) -> dict[str, Tensor]:
     """Inputs with labels: one row for each image with all of its questions, behind each other and blind to each other.
 
@@ -154,7 +154,9 @@ def batch(
     return collate(packs) | ({"pixel_values": pool.pixels[shown]} if pixels else {"visual_features": pool.seen[shown]})
 
 
-def said(model: Any, processor: Any, pool: Pool, *, pixels: bool = False, shift: int = 0) -> list[list[tuple[bool, bool | None]]]:
+def said(
+    model: Any, processor: Any, pool: FineTuningPool, *, pixels: bool = False, shift: int = 0
+) -> list[list[tuple[bool, bool | None]]]:
     """Of every image, of every question: whether the model says the right answer, and whether the tempting one (None: no such).
 
     Under teacher forcing, every token of the answer and its end: what greedy decoding would say.
@@ -196,7 +198,7 @@ def pool_of(
     most: int,
     world: Mapping[str, Any],
     seed: int = 0,
-) -> Pool:
+) -> FineTuningPool:
     """`count` scenes of a world, the first of the seed's own that have questions of `types`, at most `most` each. Without
     `types`, pairs: both pictures with one contrast that has short answers, of which the other picture's is the tempting one.
 
@@ -226,7 +228,7 @@ def pool_of(
     spelled = [
         [(ids(q, questions), ids(a, answers), None if t is None else ids(t, answers)) for q, a, t in image] for image in asked
     ]
-    return Pool(*_seen(model, processor, pictures), spelled)
+    return FineTuningPool(*_seen(model, processor, pictures), spelled)
 
 
 def _questions(sample: Sample, types: Sequence[str], most: int) -> list[list[tuple[str, str, str | None]]]:

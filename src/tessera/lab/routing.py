@@ -40,7 +40,7 @@ class FirstLayer:
 
 
 @dataclass(slots=True)
-class Asked:
+class CutoutQuestions:
     """Questions about cut-outs of images.
 
     features  base and experts, [I, N, D] each
@@ -64,7 +64,7 @@ class Asked:
         return QuestionText(embeddings=self.words[rows], mask=self.there[rows])
 
 
-def asked_about(towers: Sequence[Any], split: str, count: int, seed: int) -> Asked:
+def asked_about(towers: Sequence[Any], split: str, count: int, seed: int) -> CutoutQuestions:
     """Samples with both kinds of questions in equal shares; the cut-out is where most of what is asked about lies."""
     from tessera.lab.places import categories, look
     from tessera.models.tokenizer import build_tokenizer
@@ -93,7 +93,7 @@ def asked_about(towers: Sequence[Any], split: str, count: int, seed: int) -> Ask
     tokenizer = build_tokenizer(words())
     ids = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     table = torch.randn(len(tokenizer), WORDS, generator=torch.Generator().manual_seed(0))
-    return Asked(features, table[ids["input_ids"]], ids["attention_mask"].bool(), cut, about)
+    return CutoutQuestions(features, table[ids["input_ids"]], ids["attention_mask"].bool(), cut, about)
 
 
 def _cut(features: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -108,7 +108,7 @@ def _cut(features: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tens
     return [f.gather(1, places[..., None].expand(-1, -1, f.shape[-1])) for f in features], labels.gather(1, places)
 
 
-def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int) -> dict[str, float]:
+def trained(train: CutoutQuestions, test: CutoutQuestions, seed: int, steps: int, router_steps: int) -> dict[str, float]:
     """One training of adapter, labels and router; accuracies."""
     from tessera import registry
     from tessera.lab.claims import part_module
@@ -139,7 +139,7 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
             alone = torch.stack([loss(rows, _only(e, experts, len(train.labels))) for e in range(experts)], 1)
             labels = part.routing_labels(alone, loss(rows, torch.zeros(len(train.labels), experts, dtype=torch.bool)), most=1)
 
-        def route(asked: Asked, rows: Tensor) -> Tensor:
+        def route(asked: CutoutQuestions, rows: Tensor) -> Tensor:
             assert mova.router is not None
             return mova.router(asked.question(rows), asked.features[0][rows], (CUT, CUT))
 
@@ -167,7 +167,7 @@ def trained(train: Asked, test: Asked, seed: int, steps: int, router_steps: int)
         return scores
 
 
-def _draws(asked: Asked, experts: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draws(asked: CutoutQuestions, experts: int, order: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images of a step, and which experts are named for each: all for half of them, else any."""
     rows = torch.randint(len(asked.labels), (BATCH,), generator=order)
     every = torch.rand(BATCH, 1, generator=order) < 0.5
@@ -178,7 +178,7 @@ def _only(expert: int, experts: int, rows: int) -> Tensor:
     return F.one_hot(torch.full((rows,), expert), experts).bool()
 
 
-def _scores(mova: Any, head: nn.Linear, asked: Asked, named: Tensor, way: str) -> dict[str, float]:
+def _scores(mova: Any, head: nn.Linear, asked: CutoutQuestions, named: Tensor, way: str) -> dict[str, float]:
     """Accuracy over the labelled places of both kinds of questions, their mean first."""
     every = torch.arange(len(asked.labels))
     said = head(mova(asked.sets(every), asked.question(every), named).features).argmax(-1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tessera.lab.experiment import Checked, Effect, Exact, Experiment, Vary, beats, worse
 from tessera.lab.protocols.leakage import Leaked
-from tessera.lab.protocols.planted import Choices, Selection
+from tessera.lab.protocols.planted import Choices, QuestionSelection
 
 if TYPE_CHECKING:
     from tessera.lab.lab import Lab
@@ -48,7 +48,7 @@ CLAIMS = [
         id="drops_what_needs_no_picture",
         promise="A judge without pictures drops a higher share of the questions that need none than of those that do.",
         paper="section 3.1, table 1",
-        protocol=Selection(),
+        protocol=QuestionSelection(),
         treatment=Vary("judge", uses=("mmstar",)),
         control=Vary("guessing judge", uses=("mmstar",), judge="guess"),
         metric="planted dropped",

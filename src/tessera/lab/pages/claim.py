@@ -12,7 +12,7 @@ from tessera.lab.experiment import Claim, Cost, Experiment, Paper
 from tessera.lab.judge import Estimate
 from tessera.lab.pages import plot, text
 from tessera.lab.pages.design import about, design
-from tessera.lab.pages.plot import Dot, Panel
+from tessera.lab.pages.plot import Dot, PlotPanel
 
 NOTHING_SAVED = "1, where nothing is saved"
 """What the mark of a cost without a number of the paper's stands at."""
@@ -40,15 +40,15 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class FormerDesign:
     """An earlier form of an experiment."""
 
     former: Former
-    panel: Panel | None
+    panel: PlotPanel | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class ClaimView:
     """What the template shows.
 
     meta      short facts under the promise
@@ -66,17 +66,17 @@ class View:
     stale: tuple[str, ...] = ()
     conditions: tuple[Check, ...] = ()
     checks: tuple[Check, ...] = ()
-    panels: tuple[Panel, ...] = ()
+    panels: tuple[PlotPanel, ...] = ()
     figures: tuple[tuple[str, str, str], ...] = ()
     note: str = ""
     amended: tuple[str, ...] = ()
     design: Mapping[str, Sequence[Markup]]
     changed: bool = False
-    history: tuple[Change, ...] = ()
+    history: tuple[FormerDesign, ...] = ()
     machine: str = ""
 
 
-def view(claim: Claim | None, entry: Entry | None, reasons: Sequence[str] = (), prefix: str = "") -> View:
+def view(claim: Claim | None, entry: Entry | None, reasons: Sequence[str] = (), prefix: str = "") -> ClaimView:
     """claim: as it stands in the claims file, None if it is made no longer; entry: its result, None if it was never run.
 
     prefix: of the anchor, so that it stands on the page once.
@@ -85,7 +85,7 @@ def view(claim: Claim | None, entry: Entry | None, reasons: Sequence[str] = (), 
     if entry is None:
         if claim is None:
             raise ValueError("neither a claim nor a result")
-        return View(
+        return ClaimView(
             id=prefix + claim.id,
             promise=claim.promise,
             verdict="not run",
@@ -98,7 +98,7 @@ def view(claim: Claim | None, entry: Entry | None, reasons: Sequence[str] = (), 
         )
     same = claim is not None and claim.digest() == entry.digest
     stale = tuple(reasons) if claim is not None else ("the claims file does not make this claim any more",)
-    return View(
+    return ClaimView(
         id=prefix + entry.id,
         promise=entry.promise,
         verdict=entry.verdict,
@@ -155,14 +155,14 @@ def _meaning(entry: Entry) -> str:
 # Plots
 
 
-def _panels(entry: Entry, claim: Claim | None) -> tuple[Panel, ...]:
+def _panels(entry: Entry, claim: Claim | None) -> tuple[PlotPanel, ...]:
     if isinstance(claim, Cost):
         return tuple(found for found in [_bounds(entry, claim)] if found)
     found = [*_arms(entry, claim if isinstance(claim, Experiment) else None), *_effects(entry)]
     return tuple(panel for panel in found if panel is not None)
 
 
-def _arms(entry: Entry, claim: Experiment | None) -> list[Panel | None]:
+def _arms(entry: Entry, claim: Experiment | None) -> list[PlotPanel | None]:
     """A panel per metric, that of the primary effect first."""
     metrics = list(dict.fromkeys([entry.metric, *(metric for arm in entry.arms for metric in arm.metrics)]))
     if claim is not None and (own := next((m for _, m, _ in claim.primary.terms if m), "")) in metrics:
@@ -205,7 +205,7 @@ def _needed(entry: Entry, claim: Experiment | None, metric: str) -> tuple[str, f
     return arm, (effect.threshold - rest) / weight, effect.margin.where
 
 
-def _effects(entry: Entry) -> list[Panel | None]:
+def _effects(entry: Entry) -> list[PlotPanel | None]:
     """The primary effect, what makes the experiment valid, the secondary effects: like sizes share an axis."""
     if entry.primary is None:
         return []
@@ -237,7 +237,7 @@ def _effect(role: str, found: Estimate) -> Dot:
     )
 
 
-def _bounds(entry: Entry, claim: Cost) -> Panel | None:
+def _bounds(entry: Entry, claim: Cost) -> PlotPanel | None:
     """What was counted, with the paper's numbers."""
     papers = _bounds_of(claim)
     dots = [
@@ -272,9 +272,9 @@ def _figures(entry: Entry, claim: Claim | None) -> tuple[tuple[str, str, str], .
     return tuple(found)
 
 
-def _change(former: Former) -> Change:
+def _change(former: Former) -> FormerDesign:
     if former.value is None or former.low is None or former.high is None:
-        return Change(former=former, panel=None)
+        return FormerDesign(former=former, panel=None)
     state = {"supported": "shown", "contradicted": "refuted"}.get(former.verdict, "open")
     dot = Dot(
         name="effect above the margin",
@@ -285,4 +285,4 @@ def _change(former: Former) -> Change:
         ends=text.interval(former.low, former.high),
         css=f"primary {state}",
     )
-    return Change(former=former, panel=plot.panel("", [dot], zero=True))
+    return FormerDesign(former=former, panel=plot.panel("", [dot], zero=True))

@@ -27,7 +27,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class SystemRow:
     """One system in the list. data: what the search and the filters look at."""
 
     work: Work
@@ -117,7 +117,7 @@ def _choices(catalog: Catalog, built: list[System]) -> list[tuple[str, str, list
     ]
 
 
-def _row(system: System) -> Row:
+def _row(system: System) -> SystemRow:
     work = system.work
     sockets = " ".join(dict.fromkeys(part.source.socket for part in system.parts))
     names = " ".join(part.source.name for part in system.parts)
@@ -131,7 +131,7 @@ def _row(system: System) -> Row:
         "verdicts": ",".join(system.verdicts),
         "text": f"{work.n} {work.name} {work.title} {words(work.kind)} {words(sockets)} {names}".lower(),
     }
-    return Row(
+    return SystemRow(
         work=work,
         href=_href(work),
         data=data,

@@ -64,7 +64,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnRow:
     """A row as a page shows it."""
 
     dot: Dot
@@ -72,11 +72,11 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
+class PlotPanel:
     """Rows on one axis. `key`: what the mark is, "" without one; `said`: all of it in words, for those who cannot see it."""
 
     title: str
-    rows: tuple[Drawn, ...]
+    rows: tuple[DrawnRow, ...]
     axis: Axis
     key: str = ""
     hint: str = ""
@@ -95,13 +95,13 @@ class Panel:
         return [(number(self.axis.low), 0.0), *middle, (number(self.axis.high), 100.0)]
 
 
-def panel(title: str, dots: Sequence[Dot], *, zero: bool = False, key: str = "", hint: str = "") -> Panel | None:
+def panel(title: str, dots: Sequence[Dot], *, zero: bool = False, key: str = "", hint: str = "") -> PlotPanel | None:
     """Rows on an axis that holds them all; `zero`: it holds zero too. None if there is nothing that can be drawn."""
     drawable = [dot for dot in dots if math.isfinite(dot.value)]
     if not drawable:
         return None
     axis = axis_of([x for dot in drawable for x in dot.numbers()], zero=zero)
-    return Panel(title=title, rows=tuple(Drawn(dot, svg(dot, axis)) for dot in drawable), axis=axis, key=key, hint=hint)
+    return PlotPanel(title=title, rows=tuple(DrawnRow(dot, svg(dot, axis)) for dot in drawable), axis=axis, key=key, hint=hint)
 
 
 def alike(dots: Iterable[Dot]) -> list[list[Dot]]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from tessera.lab.catalog import Built, Work
 from tessera.lab.evidence import Evidence
 from tessera.lab.pages import layout, text
-from tessera.lab.pages.claim import View, view
+from tessera.lab.pages.claim import ClaimView, view
 from tessera.lab.pages.markdown import inline, prose
 from tessera.lab.source import Option
 
@@ -31,7 +31,7 @@ class Section:
     options: Sequence[Option]
     about: Markup
     problem: Markup
-    claims: Sequence[View]
+    claims: Sequence[ClaimView]
     command: str
     facts: dict[str, str]
 
@@ -84,7 +84,7 @@ def _section(part: Built, prefix: str) -> Section:
     )
 
 
-def _claim(part: Built, place: int, prefix: str) -> View:
+def _claim(part: Built, place: int, prefix: str) -> ClaimView:
     claim, entry = part.results()[place]
     reasons = part.reasons.get(claim.id, []) if claim is not None else []
     return view(claim, entry, reasons, prefix)

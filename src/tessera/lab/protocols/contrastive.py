@@ -40,7 +40,7 @@ READS = ("prompt", "prompts", "shots", "mean", "other name")
 
 
 @dataclass(frozen=True, slots=True)
-class Scenes:
+class TowerScenes:
     """The scenes of one seed by name, and what the tower makes of them: features [I, N, D], on a raster of `grid`.
 
     chosen: the classes' concepts; train: captioned; single: of one thing each; shots: of one thing, the classes in turn; pairs:
@@ -118,7 +118,7 @@ class Contrastive(Protocol):
         known = [behaviour.of(f"protocol {self.name}", lab), behaviour.of("core world", lab), lab.weights(self.tower)]
         return self.row(self.scenes(encoder, seed, lab.folder("contrastive", self.plain(), seed, known)), part, shuffled, seed)
 
-    def scenes(self, encoder: Any, seed: int, folder: Any = None) -> Scenes:
+    def scenes(self, encoder: Any, seed: int, folder: Any = None) -> TowerScenes:
         """The seed's scenes; features are kept in the folder, if one is given."""
         from safetensors.torch import load_file, save_file
 
@@ -144,9 +144,9 @@ class Contrastive(Protocol):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as temporary:
                     save_file(features, temporary)
-        return Scenes(chosen, samples, features, (encoder.grid[0] // POOL, encoder.grid[1] // POOL))
+        return TowerScenes(chosen, samples, features, (encoder.grid[0] // POOL, encoder.grid[1] // POOL))
 
-    def row(self, made: Scenes, part: Mapping[str, Any], shuffled: bool, seed: int) -> dict[str, dict[str, float]]:
+    def row(self, made: TowerScenes, part: Mapping[str, Any], shuffled: bool, seed: int) -> dict[str, dict[str, float]]:
         """What one trained dual encoder finds, by all reads."""
         import torch
 
@@ -156,7 +156,7 @@ class Contrastive(Protocol):
             self._train(model, processor, made, shuffled, seed)
         return self._found(model, processor, made)
 
-    def _train(self, model: Any, processor: Any, made: Scenes, shuffled: bool, seed: int) -> None:
+    def _train(self, model: Any, processor: Any, made: TowerScenes, shuffled: bool, seed: int) -> None:
         import torch
 
         from tessera.lab.fit import fit_rows
@@ -174,7 +174,7 @@ class Contrastive(Protocol):
 
         fit_rows(model, loss, (made.features["train"], own), steps=self.steps, batch=self.batch, lr=self.lr, seed=seed)
 
-    def _found(self, model: Any, processor: Any, made: Scenes) -> dict[str, dict[str, float]]:
+    def _found(self, model: Any, processor: Any, made: TowerScenes) -> dict[str, dict[str, float]]:
         import torch
 
         from tessera.lab.probe import linear_probe
@@ -273,7 +273,7 @@ def dual(part: Mapping[str, Any], width: int, text_width: int, heads: int) -> tu
     return model, TesseraDualProcessor(TesseraImageProcessor(16), tokenizer, LONGEST)
 
 
-def pointing(model: Any, processor: Any, made: Scenes, *, other: bool = False) -> float:
+def pointing(model: Any, processor: Any, made: TowerScenes, *, other: bool = False) -> float:
     """Share of things, of scenes with several that come once, in whose box the centre of the patch lies that is most like the
     thing's name; `other`: most like the name of another thing of the scene. 0 without such scenes."""
     import torch

@@ -32,7 +32,7 @@ MARGIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class FewShotTask:
     """Features of a seed's images, in rounds of one image of every class.
 
     names: of the C classes; shots [V, K C, E]: V augmented copies of K images of every class; known, test: of validation and test
@@ -57,7 +57,7 @@ class Task:
         }
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any]) -> Task:
+    def parse(cls, value: Mapping[str, Any]) -> FewShotTask:
         """From `plain`."""
         import torch
 
@@ -105,13 +105,13 @@ class FewShots(Protocol):
         found = []
         for seed in range(first, first + count):
             made = lab.kept([self.plain(), "features", seed], depends, partial(self._task, dual, processor, seed))
-            found.append(self.accuracy(dual, Task.parse(made), arm, seed))
+            found.append(self.accuracy(dual, FewShotTask.parse(made), arm, seed))
         return per_seed({"accuracy": found})
 
     def _task(self, dual: FrozenDual, processor: Any, seed: int) -> dict[str, Any]:
         return self.task(dual, processor, seed).plain()
 
-    def accuracy(self, dual: FrozenDual, task: Task, arm: Arm, seed: int) -> float:
+    def accuracy(self, dual: FrozenDual, task: FewShotTask, arm: Arm, seed: int) -> float:
         """Share of the tested images that the arm's classifier names rightly."""
         import torch
 
@@ -139,7 +139,7 @@ class FewShots(Protocol):
         found = made.of_features(task.test[asked]).argmax(1)
         return float((found == right[asked] - (old if options.new else 0)).float().mean())
 
-    def task(self, dual: FrozenDual, processor: Any, seed: int, size: int = 112) -> Task:
+    def task(self, dual: FrozenDual, processor: Any, seed: int, size: int = 112) -> FewShotTask:
         """The features of a seed's images; `size`: of the scenes, in pixels."""
         import torch
 
@@ -159,7 +159,7 @@ class FewShots(Protocol):
             pixels.append(torch.cat([processor(images=block, return_tensors="pt")["pixel_values"] for block in blocks]))
         cut = self.shots * self.classes
         shots = views(dual, Shots(pixels[0][:cut], torch.arange(cut)), self.copies, seed)
-        return Task([concepts()[c].name for c in chosen], shots, dual.images(pixels[0][cut:]), dual.images(pixels[1]))
+        return FewShotTask([concepts()[c].name for c in chosen], shots, dual.images(pixels[0][cut:]), dual.images(pixels[1]))
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:

@@ -18,7 +18,7 @@ from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.further import FineTuning, Pool
+    from tessera.lab.further import FineTuning, FineTuningPool
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
 
@@ -124,7 +124,9 @@ def fine_tuning(protocol: FurtherTraining, arm: Vary) -> FineTuning:
     return FineTuning(**{"batch": protocol.batch, "rate": protocol.rate, "world": protocol.world, **training})
 
 
-def train_and_test_data(protocol: FurtherTraining, model: Any, processor: Any, seed: int) -> tuple[Pool | None, dict[str, Pool]]:
+def train_and_test_data(
+    protocol: FurtherTraining, model: Any, processor: Any, seed: int
+) -> tuple[FineTuningPool | None, dict[str, FineTuningPool]]:
     """(the questions that arms without an objective learn from, None without types; those of every test), with what the encoders
     see: they are the same in all arms, and other ones for every seed."""
     from tessera.lab.further import pool_of
@@ -160,8 +162,8 @@ def trained(
     processor: Any,
     how: FineTuning,
     seed: int,
-    train_data: Pool | None,
-    tests: Mapping[str, Pool],
+    train_data: FineTuningPool | None,
+    tests: Mapping[str, FineTuningPool],
 ) -> dict[str, float]:
     """The metrics of every test, of the model after its training with a seed."""
     from tessera.lab.further import learn, plugged, said

@@ -1,7 +1,7 @@
 """Benchmarks against planted truth: answers whose fault is known are scored, and the benchmark has to tell them apart.
 
-`Removal` asks the same questions before and after an object is taken away; `Selection` sorts questions that need no picture out
-of those that do, and `Choices` asks a model what is left. Nothing is trained, so the units are images.
+`Removal` asks the same questions before and after an object is taken away; `QuestionSelection` sorts questions that need no
+picture out of those that do, and `Choices` asks a model what is left. Nothing is trained, so the units are images.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def removed(items: Sequence[Item], said: Sequence[Sequence[str]]) -> Outcomes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection(Protocol):
+class QuestionSelection(Protocol):
     """Among questions of the test split two fifths are planted that need no picture: the question tells the answer. Judges answer
     all of them without pictures, the options in every order, and a benchmark of choices (MMStar) drops what they get right.
 
