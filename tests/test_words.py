@@ -64,7 +64,7 @@ ALLOWED = (
     Allowed("seer", r"lab/core_answering", r'found\["seer"\]', "key of a fingerprint in evidence"),
     Allowed("bare", r"lab/core_answering", r"\{name\}: bare", "key of a fingerprint in evidence"),
     Allowed("bare", r"claims/decoding/llava_align", r"bare (model|operations)\":", "name of a check or number in evidence"),
-    Allowed("bare", r"hosts/report", r"self\.bare|bare: Cost|bare=costs", "key of the report's JSON"),
+    Allowed("bare", r"hosts/report", r"self\.bare|bare: GenerationCost|bare=costs", "key of the report's JSON"),
     Allowed("bare", r"lab/compare|lab/pages/templates/compare|cli/compare", r'"bare"', "value in the JSON of `tessera compare`"),
     Allowed("teaches", r"claims/engines/provision", r'id="teaches"', "id of a claim in evidence"),
     Allowed("taught", r"docs/evidence\.md", r"absent things", "promise in evidence, new when that claim is run again"),

@@ -9,7 +9,7 @@ import torch
 from tests.hosts.tiny import QUESTIONS, build, expected, images
 
 from tessera.hosts import packed
-from tessera.hosts.generate import SIDE_BY_SIDE, Answer, Generator, Sampling
+from tessera.hosts.generate import SIDE_BY_SIDE, GeneratedAnswer, Generator, Sampling
 
 OWN: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -35,7 +35,7 @@ RAGGED = [
 ]
 
 
-def tokens(answers: list[list[Answer]]) -> list[list[tuple[int, ...]]]:
+def tokens(answers: list[list[GeneratedAnswer]]) -> list[list[tuple[int, ...]]]:
     return [[answer.tokens for answer in row] for row in answers]
 
 

@@ -17,7 +17,7 @@ from tests.serving.running import client, data_url, post, running, user
 
 from tessera.cli import main
 from tessera.models import reference
-from tessera.serving.engine import Engine, fingerprint, open_engine, public_name
+from tessera.serving.engine import ServingEngine, fingerprint, open_engine, public_name
 from tessera.serving.fetch import Allowed
 from tessera.serving.limits import Limits
 from tessera.world import World
@@ -228,7 +228,7 @@ def test_the_fingerprint_tells_models_and_parts_apart() -> None:
 
 
 def test_parts_are_taken_out_at_the_end(tiny: str) -> None:
-    closed: list[Engine] = []
+    closed: list[ServingEngine] = []
     with open_engine(tiny, (), "m", LIMITS) as engine:
         close = engine.session.close
         engine.session.close = lambda: (closed.append(engine), close())[1]  # type: ignore[method-assign, func-returns-value]

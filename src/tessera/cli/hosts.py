@@ -12,7 +12,7 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tessera.hosts.check import Checked, FamilyRow
+    from tessera.hosts.check import CheckTable, FamilyRow
 
 _MARKS = {"true": ("true", "green"), "refused": ("–", "dim"), "false": ("false", "bold red")}
 
@@ -69,7 +69,7 @@ def families_table(rows: list[FamilyRow]) -> RenderableType:
     return Group(table, *(["", *notes] if notes else []))
 
 
-def check_table(result: Checked) -> RenderableType:
+def check_table(result: CheckTable) -> RenderableType:
     """Families down, parts across (a dash: refused); below, why cells are refused or false."""
     from rich.console import Group
     from rich.table import Table

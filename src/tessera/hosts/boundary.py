@@ -17,7 +17,7 @@ from tessera.errors import TesseraError, UserError
 from tessera.hosts.part import HostPart, LayerView, Positions
 from tessera.hosts.positions import Call
 from tessera.hosts.remap import Memo
-from tessera.hosts.sequence import Decision, Sequence, Stage
+from tessera.hosts.sequence import Decision, Sequence, TokenStage
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
@@ -33,11 +33,11 @@ class Applied:
 
     part: HostPart | None
     order: Tensor | None
-    stage: Stage
+    stage: TokenStage
 
 
 @dataclass(slots=True, eq=False)
-class Pass:
+class ForwardPass:
     """One forward of the language model.
 
     stage     the tokens of the layer that runs
@@ -47,10 +47,10 @@ class Pass:
 
     sequence: Sequence
     prefill: bool
-    stage: Stage
+    stage: TokenStage
     memo: Memo = field(default_factory=list)
     rotary_calls: list[Call] = field(default_factory=list)
-    captured: dict[tuple[int, str], tuple[Stage, Tensor]] = field(default_factory=dict)
+    captured: dict[tuple[int, str], tuple[TokenStage, Tensor]] = field(default_factory=dict)
     applied: dict[int, list[Applied]] = field(default_factory=dict)
 
 
@@ -63,8 +63,8 @@ class Boundary:
 
     host: Host
     layer: int
-    current: Pass
-    stage: Stage
+    current: ForwardPass
+    stage: TokenStage
     hidden: Tensor
     kwargs: Mapping[str, Any]
 
@@ -155,7 +155,7 @@ class Boundary:
         return found
 
 
-def narrow(sequence: Sequence, stage: Stage, keep: Tensor, positions: Positions) -> tuple[Stage, Tensor] | None:
+def narrow(sequence: Sequence, stage: TokenStage, keep: Tensor, positions: Positions) -> tuple[TokenStage, Tensor] | None:
     """The stage behind a drop and the places [B, K'] of its tokens among the old ones; None if every token stays.
 
     keep [B, K] bool. Padding goes with the dropped tokens. Rows that keep fewer tokens than others get fillers that nobody sees.
@@ -169,7 +169,7 @@ def narrow(sequence: Sequence, stage: Stage, keep: Tensor, positions: Positions)
     real = sequence.real.gather(1, index) & present
     shift = sequence.real.sum(1) - real.sum(1) if positions == "reindex" else None
     return (
-        Stage(
+        TokenStage(
             index=index,
             present=present,
             visual=sequence.visual.gather(1, index) & present,

@@ -57,7 +57,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckTable:
     """All cells, by families and then parts.
 
     counts   state -> cells
@@ -115,7 +115,7 @@ def host_parts() -> dict[str, tuple[str, type[HostPart]]]:
     return found
 
 
-def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Progress | None = None) -> Checked:
+def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Progress | None = None) -> CheckTable:
     """The cells of the named families and parts, all by default. Raises `UserError` for unknown names."""
     begin = time.perf_counter()
     known = host_parts()
@@ -140,7 +140,7 @@ def check(families: Sequence[str] = (), parts: Sequence[str] = (), progress: Pro
                 fixtures.pop(target.images, None)
             cells.append(cell)
     tokens = {f: {c.state for c in cells if c.family == f and c.socket == "tokens"} for f in chosen_families}
-    return Checked(
+    return CheckTable(
         families=chosen_families,
         parts=chosen_parts,
         cells=cells,
@@ -168,14 +168,14 @@ def _chosen(what: str, wanted: Sequence[str], valid: Iterable[str]) -> list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Generation:
     """A generation: tokens [B, STEPS], logits of the model and scores after logits processors [B, STEPS, V]."""
 
     tokens: Tensor
     logits: Tensor
     scores: Tensor
 
-    def equals(self, other: Said) -> bool:
+    def equals(self, other: Generation) -> bool:
         """Bit for bit."""
         return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("tokens", "logits", "scores"))
 
@@ -206,7 +206,7 @@ class FamilyFixture:
         return self.model(**self.inputs).logits
 
     @torch.no_grad()
-    def generate(self, use_cache: bool) -> Said:
+    def generate(self, use_cache: bool) -> Generation:
         """A greedy generation. Placeholders, which would stand for images that do not exist, are never chosen."""
         out = self.model.generate(
             **self.inputs,
@@ -218,10 +218,10 @@ class FamilyFixture:
             output_logits=True,
             output_scores=True,
         )
-        return Said(out.sequences[:, -STEPS:], torch.stack(out.logits, 1), torch.stack(out.scores, 1))
+        return Generation(out.sequences[:, -STEPS:], torch.stack(out.logits, 1), torch.stack(out.scores, 1))
 
     @torch.no_grad()
-    def recompute(self, said: Said) -> Tensor:
+    def recompute(self, said: Generation) -> Tensor:
         """Logits [B, STEPS, V] of the tokens that were said, computed without any cache.
 
         By `generate` without cache; InstructBLIP's has a cache even so, and gets prompt and answer in one forward.

@@ -12,7 +12,7 @@ from torch import Tensor
 from tessera.hosts.sampling import Chooser
 
 
-class Run(Protocol):
+class DecodingRun(Protocol):
     """Rows in the middle of their answers; `logits [R, V]` are of the next token."""
 
     logits: Tensor
@@ -25,7 +25,7 @@ class Run(Protocol):
 
 
 @dataclass(slots=True)
-class Row:
+class PartialAnswer:
     """One answer in the making: its tokens without the end, and the log-probability of all that was chosen."""
 
     limit: int
@@ -39,7 +39,7 @@ class Row:
         return not self.finished and len(self.tokens) < self.limit
 
 
-def decode(run: Run, rows: Sequence[Row], choose: Chooser, ends: frozenset[int]) -> Iterator[None]:
+def decode(run: DecodingRun, rows: Sequence[PartialAnswer], choose: Chooser, ends: frozenset[int]) -> Iterator[None]:
     """Goes on until no row is open; yields after every step. A row with limit 0 is only there to fill a grid."""
     order = list(range(len(rows)))
     while True:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tessera.errors import UserError
 from tessera.hosts.cached import CachedEngine
-from tessera.hosts.decoding import Row, decode
+from tessera.hosts.decoding import PartialAnswer, decode
 from tessera.hosts.llama import obstacle
 from tessera.hosts.packed import PackedEngine
 from tessera.hosts.sampling import GREEDY, Chooser, Sampling
@@ -40,7 +40,7 @@ BUFFER_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedAnswer:
     """What the model said.
 
     tokens       generated ids, without the end token
@@ -55,7 +55,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class ImagePrefix:
     """Images as the language model has read them: `length` tokens, `images` images, and the engine's state."""
 
     images: int
@@ -93,23 +93,23 @@ class Generator:
         self.context: int = min(processor.max_length, reach)
 
     @torch.inference_mode()
-    def prefix(self, images: Images) -> Prefix:
+    def prefix(self, images: Images) -> ImagePrefix:
         """Reads images (at most the processor's `max_images`, none for a question without images).
 
         Raises `UserError` for an image that cannot be read, or more than the model takes.
         """
         count = len(images)
         ids = self._prefix_ids(count)
-        return Prefix(count, len(ids), self._read([images], ids))
+        return ImagePrefix(count, len(ids), self._read([images], ids))
 
     @torch.inference_mode()
     def answer(
         self,
-        prefix: Prefix,
+        prefix: ImagePrefix,
         questions: Sequence[str],
         max_new_tokens: int = 32,
         sampling: Sampling = GREEDY,
-    ) -> list[Answer]:
+    ) -> list[GeneratedAnswer]:
         """One answer per question, all about the images of `prefix`, decoded side by side.
 
         Raises `UserError` for an empty question, or one that is longer than the context.
@@ -123,7 +123,7 @@ class Generator:
         rows: Sequence[tuple[Images, Sequence[str]]],
         max_new_tokens: int = 32,
         sampling: Sampling = GREEDY,
-    ) -> list[list[Answer]]:
+    ) -> list[list[GeneratedAnswer]]:
         """Many rows of (images, questions about them) -> one list of answers per row, in order.
 
         Rows with equally many images run side by side, as many as fit into a fixed amount of memory. Raises as `prefix` and
@@ -133,7 +133,7 @@ class Generator:
         for row, (images, questions) in enumerate(rows):
             if len(questions):
                 by_count.setdefault(len(images), []).append(row)
-        answers: list[list[Answer]] = [[] for _ in rows]
+        answers: list[list[GeneratedAnswer]] = [[] for _ in rows]
         prefixes = {count: self._prefix_ids(count) for count in by_count}
         asked = {
             row: self._question_ids(rows[row][1], len(prefixes[count])) for count, members in by_count.items() for row in members
@@ -149,7 +149,7 @@ class Generator:
 
     def stream(
         self,
-        prefix: Prefix,
+        prefix: ImagePrefix,
         question: str,
         max_new_tokens: int = 32,
         sampling: Sampling = GREEDY,
@@ -226,9 +226,9 @@ class Generator:
 
     def _answer(
         self, state: Any, asked: Sequence[Sequence[list[int]]], prefix: int, new: int, sampling: Sampling
-    ) -> list[list[Answer]]:
+    ) -> list[list[GeneratedAnswer]]:
         """Answers to the questions `asked` (ids per item of the state), at most `SIDE_BY_SIDE` of an item at a time."""
-        answers: list[list[Answer]] = [[] for _ in asked]
+        answers: list[list[GeneratedAnswer]] = [[] for _ in asked]
         for begin in range(0, max(map(len, asked), default=0), SIDE_BY_SIDE):
             items = [i for i, questions in enumerate(asked) if len(questions) > begin]
             portion = [asked[i][begin : begin + SIDE_BY_SIDE] for i in items]
@@ -243,23 +243,23 @@ class Generator:
 
     def _begin(
         self, state: Any, asked: Sequence[Sequence[list[int]]], prefix: int, new: int, sampling: Sampling
-    ) -> tuple[list[Row], Iterator[None]]:
+    ) -> tuple[list[PartialAnswer], Iterator[None]]:
         """Rows of a grid (items, most questions of an item), and the steps that fill them."""
         if new < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {new}.")
         most = max(map(len, asked))
         rows = [
-            Row(min(new, self.context - prefix - len(questions[q])) if q < len(questions) else 0)
+            PartialAnswer(min(new, self.context - prefix - len(questions[q])) if q < len(questions) else 0)
             for questions in asked
             for q in range(most)
         ]
         run = self.engine.start(state, asked, max(row.limit for row in rows) - 1)
         return rows, decode(run, rows, Chooser(sampling, run.logits.device), self.ends)
 
-    def _said(self, row: Row) -> Answer:
-        return Answer(self._text(row), tuple(row.tokens), math.exp(row.log_probability), row.finished)
+    def _said(self, row: PartialAnswer) -> GeneratedAnswer:
+        return GeneratedAnswer(self._text(row), tuple(row.tokens), math.exp(row.log_probability), row.finished)
 
-    def _text(self, row: Row) -> str:
+    def _text(self, row: PartialAnswer) -> str:
         text: str = self.processor.tokenizer.decode(row.tokens, skip_special_tokens=True)
         return text.strip()
 
@@ -267,15 +267,17 @@ class Generator:
 class Stream:
     """The pieces of one answer's text: iterate once; then `answer` is the whole."""
 
-    def __init__(self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling) -> None:
-        self.answer: Answer | None = None
+    def __init__(self, generator: Generator, prefix: ImagePrefix, question: list[int], new: int, sampling: Sampling) -> None:
+        self.answer: GeneratedAnswer | None = None
         self._pieces = self._make(generator, prefix, question, new, sampling)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
     @torch.inference_mode()
-    def _make(self, generator: Generator, prefix: Prefix, question: list[int], new: int, sampling: Sampling) -> Iterator[str]:
+    def _make(
+        self, generator: Generator, prefix: ImagePrefix, question: list[int], new: int, sampling: Sampling
+    ) -> Iterator[str]:
         rows, steps = generator._begin(prefix.state, [[question]], prefix.length, new, sampling)
         shown = ""
         for _ in steps:

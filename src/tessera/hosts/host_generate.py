@@ -19,7 +19,7 @@ import torch
 
 from tessera.errors import UserError
 from tessera.hosts.asking import Asking, Message
-from tessera.hosts.generate import BUFFER_BYTES, SIDE_BY_SIDE, Answer
+from tessera.hosts.generate import BUFFER_BYTES, SIDE_BY_SIDE, GeneratedAnswer
 from tessera.hosts.prefixes import Head, agrees, full_prompt, go_on, questions, ragged, read, why_not
 from tessera.hosts.request import Request
 from tessera.hosts.route import Route
@@ -86,16 +86,16 @@ class HostGenerator:
         max_new_tokens: int = 32,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
-    ) -> list[Answer]:
+    ) -> list[GeneratedAnswer]:
         """One answer per question, all about the images of `prefix`, decoded side by side; `stop` strings end one, left out.
 
         Raises `UserError` for an empty question, or one that is longer than the context.
         """
         texts = self._texts(prefix, questions)
-        answers: list[Answer | None] = [None] * len(questions)
+        answers: list[GeneratedAnswer | None] = [None] * len(questions)
         self._share(prefix, texts)
         for places in self._portions(prefix, texts, max_new_tokens):
-            found: list[Answer] = []
+            found: list[GeneratedAnswer] = []
             request, steps = self._begin(prefix, [texts[place] for place in places], max_new_tokens, sampling)
             for _ in say(request, steps, self.asking.tokenizer, sampling.seed, stop, found):
                 pass
@@ -110,13 +110,13 @@ class HostGenerator:
         max_new_tokens: int = 32,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
-    ) -> list[list[Answer]]:
+    ) -> list[list[GeneratedAnswer]]:
         """Many rows of (images, questions about them) -> one list of answers per row, in order.
 
         Rows with several questions read their images once; those with one, and equally many images, run side by side in a batch
         padded on the left. Raises as `answer` does.
         """
-        answers: list[list[Answer]] = [[] for _ in rows]
+        answers: list[list[GeneratedAnswer]] = [[] for _ in rows]
         single: dict[int, list[int]] = {}
         for number, (images, asked) in enumerate(rows):
             if len(asked) == 1:
@@ -130,7 +130,7 @@ class HostGenerator:
                 texts = [self._texts(p, rows[number][1])[0] for p, number in zip(prefixes, portion, strict=True)]
                 inputs = self.asking.inputs(texts, [p.images for p in prefixes])
                 request, steps = full_prompt(self.model, self.route, inputs, **self._options(max_new_tokens, sampling, inputs))
-                found: list[Answer] = []
+                found: list[GeneratedAnswer] = []
                 for _ in say(request, steps, self.asking.tokenizer, sampling.seed, stop, found):
                     pass
                 for number, answer in zip(portion, found, strict=True):
@@ -261,7 +261,7 @@ class HostStream:
     """The pieces of one answer's text: iterate once; then `answer` is the whole. `prompt_tokens` were read for it."""
 
     def __init__(self, generator: HostGenerator, request: Request, steps: Steps, seed: int | None, stop: Sequence[str]) -> None:
-        self.answer: Answer | None = None
+        self.answer: GeneratedAnswer | None = None
         self.prompt_tokens = int(request.input_ids.shape[1])
         self._pieces = self._make(generator.asking.tokenizer, request, steps, seed, stop)
 
@@ -270,7 +270,7 @@ class HostStream:
 
     def _make(self, tokenizer: Any, request: Request, steps: Steps, seed: int | None, stop: Sequence[str]) -> Iterator[str]:
         shown = ""
-        answers: list[Answer] = []
+        answers: list[GeneratedAnswer] = []
         for texts in say(request, steps, tokenizer, seed, stop, answers, stream=True):
             text = texts[0]
             if len(text) > len(shown) and text.startswith(shown):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.hosts.boundary import Boundary, Pass
+from tessera.hosts.boundary import Boundary, ForwardPass
 from tessera.hosts.caches import attach_sequence, sequence_of
 from tessera.hosts.part import HostPart
 from tessera.hosts.prompts import replace
 from tessera.hosts.remap import pruned_arguments
-from tessera.hosts.sequence import Sequence, Stage
+from tessera.hosts.sequence import Sequence, TokenStage
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
@@ -89,7 +89,7 @@ class LayerSocket:
             counts=host.image_lengths,
         )
         sequence.images = prompt.latest()
-        host.begin(Pass(sequence, True, sequence.root), prompt.call or (module, args, kwargs))
+        host.begin(ForwardPass(sequence, True, sequence.root), prompt.call or (module, args, kwargs))
         prompt.forget()
         if cache is not None:
             attach_sequence(cache, sequence)
@@ -110,7 +110,7 @@ class LayerSocket:
                 raise UserError("this cache was filled while other parts were plugged in, and they dropped tokens: begin anew.")
             sequence.session = host.session
         host.prompt.forget()
-        host.current = Pass(sequence, False, sequence.root)
+        host.current = ForwardPass(sequence, False, sequence.root)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         current = self.host.current
@@ -142,7 +142,7 @@ class LayerSocket:
 
         return hook
 
-    def _prefill(self, layer: int, current: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _prefill(self, layer: int, current: ForwardPass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sequence, replayed = current.sequence, self.host.replayed
         given = args[0] if args else kwargs["hidden_states"]
         entered = sequence.stages[layer - 1] if layer else sequence.root
@@ -167,7 +167,9 @@ class LayerSocket:
             return None
         return ((boundary.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": boundary.hidden})
 
-    def pruned(self, layer: int, current: Pass, stage: Stage, hidden: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def pruned(
+        self, layer: int, current: ForwardPass, stage: TokenStage, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Keyword arguments of a layer for the tokens of `stage`."""
         return pruned_arguments(
             kwargs,
@@ -209,7 +211,7 @@ class LayerSocket:
         return process
 
 
-def _as_it_is(stage: Stage, layer: int, kwargs: Mapping[str, Any]) -> bool:
+def _as_it_is(stage: TokenStage, layer: int, kwargs: Mapping[str, Any]) -> bool:
     """Whether a decoding step's arguments fit a layer that holds fewer tokens: no mask, no window, no position that moved."""
     if stage.ragged or stage.shift is not None or kwargs.get("attention_mask") is not None:
         return False

@@ -23,7 +23,7 @@ from tessera.hosts.route import Route
 from tessera.hosts.steps import Steps, begin
 
 
-class Choices:
+class ChosenTokens:
     """Iterating chooses token after token, until every row has ended: yields tokens [B], `pad` in ended rows.
 
     log_probabilities  [B] float32 of all that was chosen in open rows, ends included, at temperature 1; None unless wanted
@@ -132,7 +132,7 @@ def decode_inputs(
         options["stopping_criteria"] = [*options.get("stopping_criteria", ()), stopping(strings, tokenizer)]
     request = prepare(model, inputs, **options)
     steps, _ = begin(route_of(model, request, route), request)
-    choices = Choices(request, steps, seed)
+    choices = ChosenTokens(request, steps, seed)
     if streamer is not None:
         streamer.put(request.input_ids.cpu())
         for tokens in choices:

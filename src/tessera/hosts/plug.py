@@ -20,19 +20,19 @@ from tessera import registry
 from tessera.config import build
 from tessera.errors import TesseraError, UserError, unknown
 from tessera.hosts.architecture import CAPABILITIES, Architecture, architecture
-from tessera.hosts.boundary import Pass
+from tessera.hosts.boundary import ForwardPass
 from tessera.hosts.caches import detach_sequence
 from tessera.hosts.layers import LayerSocket
 from tessera.hosts.logits import wrap_generate
 from tessera.hosts.part import HostPart, LayerView, Layout
 from tessera.hosts.positions import PositionSocket
 from tessera.hosts.prompts import Prompt
+from tessera.hosts.sequence import PlugSession, TokenStage
 from tessera.hosts.sequence import Sequence as HostSequence
-from tessera.hosts.sequence import Session, Stage
 from tessera.hosts.views import Captures
 
 if TYPE_CHECKING:
-    from tessera.hosts.report import Report
+    from tessera.hosts.report import CostReport
 
 
 class Host:
@@ -46,10 +46,10 @@ class Host:
         self.layer_count = len(self.layers)
         self.parts: tuple[HostPart, ...] = ()
         self.prompt = Prompt(self.architecture)
-        self.current: Pass | None = None
+        self.current: ForwardPass | None = None
         self.replayed: HostSequence | None = None
-        self.asking: tuple[HostPart, Stage] | None = None
-        self.session = Session()
+        self.asking: tuple[HostPart, TokenStage] | None = None
+        self.session = PlugSession()
         self.session.open = False
         self.caches: weakref.WeakSet[Any] = weakref.WeakSet()
         self.example: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
@@ -113,13 +113,13 @@ class Host:
         """The logits processors of all parts, for a generation that begins with `inputs`."""
         return [processor for part in self.parts for processor in part.logits_processors(self, inputs)]
 
-    def begin(self, current: Pass, call: tuple[nn.Module, tuple[Any, ...], dict[str, Any]]) -> None:
+    def begin(self, current: ForwardPass, call: tuple[nn.Module, tuple[Any, ...], dict[str, Any]]) -> None:
         """A prefill begins."""
         self.current, self.prefilled = current, current.sequence
         module, args, kwargs = call
         self.example = (module, args, {k: v for k, v in kwargs.items() if k != "past_key_values"})
 
-    def report(self, rounds: int = 5, decode_tokens: int = 8) -> Report:
+    def report(self, rounds: int = 5, decode_tokens: int = 8) -> CostReport:
         """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the plain model. Runs both `rounds` times.
 
         Raises `UserError` if nothing has run yet.
@@ -140,7 +140,7 @@ class Host:
             raise UserError("parts are plugged into this model already: plug all of them at once, plug(model, first, second).")
         built = _built(parts, options)
         self._check(built)
-        self.parts, self.session = built, Session()
+        self.parts, self.session = built, PlugSession()
         self.model.__dict__["_tessera_plugged"] = True
         try:
             self.insert()

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.part import HostPart
-from tessera.hosts.sequence import Stage
+from tessera.hosts.sequence import TokenStage
 
 if TYPE_CHECKING:
-    from tessera.hosts.boundary import Pass
+    from tessera.hosts.boundary import ForwardPass
     from tessera.hosts.plug import Host
 
 
@@ -76,7 +76,7 @@ class PositionSocket:
         if current is not None and current.rotary_calls:
             current.rotary_calls[-1].output = output
 
-    def rotations(self, current: Pass, stage: Stage, given: Any) -> Any:
+    def rotations(self, current: ForwardPass, stage: TokenStage, given: Any) -> Any:
         """What the rotary module makes of a stage's re-indexed positions, in the call whose output was `given`."""
         calls = [call for call in current.rotary_calls if call.output is given]
         if not calls:
@@ -87,7 +87,7 @@ class PositionSocket:
         return rotary.forward(*args, **kwargs)
 
 
-def reindexed(positions: Tensor, current: Pass, stage: Stage) -> Tensor:
+def reindexed(positions: Tensor, current: ForwardPass, stage: TokenStage) -> Tensor:
     """Positions [B or 1, S] of the full prompt -> [B, K] of the tokens of `stage`, counted without gaps; of later tokens:
     moved to the front by as many as were dropped."""
     if positions.dim() != 2:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tessera.hosts.linear import hooked
-from tessera.hosts.loop import Choices
+from tessera.hosts.loop import ChosenTokens
 from tessera.hosts.packed import PackedRun
 from tessera.hosts.request import Request, prepare
 from tessera.hosts.route import Route
@@ -94,7 +94,7 @@ def decode_tails(route: Route, head: Head, tails: Sequence[Sequence[int]], *, se
     `options` are `generate`'s, with max_new_tokens. Raises `UserError` as `tessera.hosts.request.prepare` does.
     """
     request = questions(route, head, tails, **options)
-    choices = Choices(request, go_on(route, head, tails, request.limit), seed)
+    choices = ChosenTokens(request, go_on(route, head, tails, request.limit), seed)
     for _ in choices:
         pass
     return torch.stack(choices.made, 1)

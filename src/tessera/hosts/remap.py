@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.caches import static
-from tessera.hosts.sequence import Sequence, Stage
+from tessera.hosts.sequence import Sequence, TokenStage
 
 KNOWN = frozenset({"hidden_states", "attention_mask", "position_ids", "past_key_values", "cache_position", "use_cache"})
 
@@ -104,14 +104,14 @@ def shared(memo: Memo, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
 def pruned_arguments(
     kwargs: Mapping[str, Any],
     sequence: Sequence,
-    stage: Stage,
+    stage: TokenStage,
     layer: int,
     hidden: Tensor,
     *,
     prefill: bool,
     memo: Memo,
     implementation: str,
-    rotations: Callable[[Stage, Any], Any],
+    rotations: Callable[[TokenStage, Any], Any],
 ) -> dict[str, Any]:
     """Keyword arguments of decoder layer `layer` for the tokens of `stage`; hidden [B, Q, E] are its input after pruning.
 
@@ -158,7 +158,7 @@ def _taken(given: Any, index: Tensor) -> Any:
 def _mask(
     kwargs: Mapping[str, Any],
     sequence: Sequence,
-    stage: Stage,
+    stage: TokenStage,
     layer: int,
     hidden: Tensor,
     prefill: bool,

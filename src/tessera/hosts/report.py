@@ -38,7 +38,7 @@ _LEFT_OUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class GenerationCost:
     """flops and kv_bytes of the prefill of the whole batch; medians of seconds for the prefill and for one decoding step."""
 
     flops: int
@@ -48,7 +48,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CostReport:
     """What parts cost and save.
 
     parts    names of the parts
@@ -66,14 +66,14 @@ class Report:
     prompt: float
     visual: float
     tokens: tuple[float, ...]
-    bare: Cost
-    plugged: Cost
+    bare: GenerationCost
+    plugged: GenerationCost
     rounds: int
 
     @property
     def ratios(self) -> dict[str, float]:
         """Plugged over plain, of every cost and of the tokens over all layers."""
-        costs = {name: getattr(self.plugged, name) / max(getattr(self.bare, name), 1e-12) for name in Cost.__slots__}
+        costs = {name: getattr(self.plugged, name) / max(getattr(self.bare, name), 1e-12) for name in GenerationCost.__slots__}
         return {"tokens": sum(self.tokens) / max(self.prompt * len(self.tokens), 1e-12), **costs}
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Report:
         return "\n".join([head, f"  tokens        {', '.join(layers)}", *lines])
 
 
-def measure(host: Host, rounds: int, decode_tokens: int) -> Report:
+def measure(host: Host, rounds: int, decode_tokens: int) -> CostReport:
     """See `Host.report`."""
     sequence, example = host.prefilled, host.example
     if sequence is None or example is None or host.undo is None:
@@ -124,7 +124,7 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> Report:
                         times[which].append(run.time(decode_tokens))
     host.current, host.prefilled, host.example = current, sequence, example
     costs = {
-        which: Cost(
+        which: GenerationCost(
             flops[which],
             bytes_[which],
             statistics.median(prefill for prefill, _ in found),
@@ -132,7 +132,7 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> Report:
         )
         for which, found in times.items()
     }
-    return Report(
+    return CostReport(
         parts=tuple(host.name_of(part) for part in host.parts),
         host=host.title,
         rows=sequence.visual.shape[0],

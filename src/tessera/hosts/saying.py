@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tessera.hosts.generate import Answer
-from tessera.hosts.loop import Choices
+from tessera.hosts.generate import GeneratedAnswer
+from tessera.hosts.loop import ChosenTokens
 from tessera.hosts.request import Request
 from tessera.hosts.steps import Steps
 
@@ -70,12 +70,12 @@ def say(
     tokenizer: Any,
     seed: int | None,
     stops: Sequence[str],
-    answers: list[Answer],
+    answers: list[GeneratedAnswer],
     stream: bool = False,
 ) -> Iterator[list[str]]:
     """Goes on until every row has ended; then `answers` holds one answer per row. With `stream`, yields the text of all rows
     after every step."""
-    choices = Choices(request, steps, seed, known=True)
+    choices = ChosenTokens(request, steps, seed, known=True)
     rows = [Saying(tokenizer, stops, request.ends) for _ in choices.open]
     stopped = [False] * len(rows)
     for tokens in choices:
@@ -96,6 +96,6 @@ def say(
     known = choices.log_probabilities
     assert isinstance(known, torch.Tensor)
     answers += [
-        Answer(row.text, tuple(row.tokens), math.exp(log_probability), row.finished)
+        GeneratedAnswer(row.text, tuple(row.tokens), math.exp(log_probability), row.finished)
         for row, log_probability in zip(rows, known.tolist(), strict=True)
     ]

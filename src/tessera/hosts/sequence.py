@@ -21,7 +21,7 @@ from tessera.hosts.part import Positions
 
 
 @dataclass(slots=True, eq=False)
-class Stage:
+class TokenStage:
     """The tokens that exist between two boundaries at which something was dropped.
 
     index    [B, K] int64, full index of each token, increasing
@@ -43,9 +43,9 @@ class Stage:
     ragged: bool = False
     shift: Tensor | None = None
 
-    def rows(self, chosen: Callable[[Tensor], Tensor]) -> Stage:
+    def rows(self, chosen: Callable[[Tensor], Tensor]) -> TokenStage:
         """The same stage with its rows chosen or repeated."""
-        return Stage(
+        return TokenStage(
             index=chosen(self.index),
             present=chosen(self.present),
             visual=chosen(self.visual),
@@ -74,7 +74,7 @@ class Decision:
         return Decision(chosen(self.keep), self.positions, None if self.hidden is None else chosen(self.hidden))
 
 
-class Session:
+class PlugSession:
     """The time during which some parts are plugged in."""
 
     def __init__(self) -> None:
@@ -103,21 +103,21 @@ class Sequence:
     real: Tensor
     query: Tensor
     layers: int
-    session: Session
+    session: PlugSession
     has_visual: bool
     images: Any = None
     counts: Callable[[Sequence], list[int] | None] | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[TokenStage] = field(default_factory=list)
     plan: dict[int, list[Decision]] = field(default_factory=dict)
-    root: Stage = field(init=False)
+    root: TokenStage = field(init=False)
     _image_of: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = self.visual.shape[0]
         index = torch.arange(self.length, device=self.visual.device).expand(rows, self.length)
         present = torch.ones_like(self.visual)
-        self.root = Stage(index, present, self.visual, self.real, self.query)
+        self.root = TokenStage(index, present, self.visual, self.real, self.query)
         self.stages = [self.root] * self.layers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sequence:
@@ -147,14 +147,14 @@ class Sequence:
             return 0
         return self.length - int(self.stages[layer].index.shape[1])
 
-    def enter(self, layer: int, stage: Stage) -> None:
+    def enter(self, layer: int, stage: TokenStage) -> None:
         """From `layer` on, these tokens exist."""
         self.stages[layer:] = [stage] * (len(self.stages) - layer)
 
     def choose(self, chosen: Callable[[Tensor], Tensor]) -> None:
         """Chooses or repeats rows, as the cache does with its own."""
         rows = self.visual.shape[0]
-        changed: dict[int, Stage] = {}
+        changed: dict[int, TokenStage] = {}
         for stage in (self.root, *self.stages):
             if id(stage) not in changed:
                 changed[id(stage)] = stage.rows(chosen)

@@ -133,7 +133,7 @@ def _nothing(ids: Tensor) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class TinyRecipe:
     """How a family's tiny model and its inputs are made.
 
     config        the configuration without its model type
@@ -172,8 +172,8 @@ def _qwen_tower(**others: Any) -> dict[str, Any]:
     return dict(depth=3, num_heads=4, patch_size=_PATCH, spatial_merge_size=2, temporal_patch_size=2, in_channels=3) | others
 
 
-def _qwen(model_type: str, text: dict[str, Any], tower: dict[str, Any]) -> Recipe:
-    return Recipe(
+def _qwen(model_type: str, text: dict[str, Any], tower: dict[str, Any]) -> TinyRecipe:
+    return TinyRecipe(
         model_type=model_type,
         config=dict(text_config=text, vision_config=tower, **_QWEN_IDS),
         pixels=_own_resolution,
@@ -183,9 +183,9 @@ def _qwen(model_type: str, text: dict[str, Any], tower: dict[str, Any]) -> Recip
     )
 
 
-def _instructblip(text: dict[str, Any]) -> Recipe:
+def _instructblip(text: dict[str, Any]) -> TinyRecipe:
     former = dict(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
-    return Recipe(
+    return TinyRecipe(
         model_type="instructblip",
         config=dict(
             vision_config=_tower(),
@@ -231,20 +231,20 @@ _FASTVIT = dict(
 
 _TESSERA_ENCODER = {"kind": "conv_vit", "image_size": _SIDE, "patch_size": _PATCH, "width": 48, "depth": 3, "heads": 4}
 
-RECIPES: dict[str, Recipe] = {
-    "llava": Recipe(
+RECIPES: dict[str, TinyRecipe] = {
+    "llava": TinyRecipe(
         model_type="llava",
         config=dict(vision_config=_clip(), text_config=_text("llama"), image_token_index=IMAGE, image_seq_length=64),
         pixels=_square,
         tokens=64,
     ),
-    "llava_next": Recipe(
+    "llava_next": TinyRecipe(
         model_type="llava_next",
         config=dict(vision_config=_clip(), text_config=_text("llama"), image_token_index=IMAGE, image_grid_pinpoints=_PINPOINTS),
         pixels=_wide_tiles,
         tokens=_TILED,
     ),
-    "llava_onevision": Recipe(
+    "llava_onevision": TinyRecipe(
         model_type="llava_onevision",
         config=dict(
             vision_config=_siglip(),
@@ -277,7 +277,7 @@ RECIPES: dict[str, Recipe] = {
             deepstack_visual_indexes=[0, 1, 2],
         ),
     ),
-    "internvl": Recipe(
+    "internvl": TinyRecipe(
         model_type="internvl",
         config=dict(
             vision_config=_tower() | {"image_size": [_SIDE, _SIDE], "patch_size": [_PATCH, _PATCH]},
@@ -288,19 +288,19 @@ RECIPES: dict[str, Recipe] = {
         pixels=_square,
         tokens=16,
     ),
-    "smolvlm": Recipe(
+    "smolvlm": TinyRecipe(
         model_type="smolvlm",
         config=dict(vision_config=_tower(), text_config=_text("llama"), image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD),
         pixels=_per_row,
         tokens=16,
     ),
-    "idefics3": Recipe(
+    "idefics3": TinyRecipe(
         model_type="idefics3",
         config=dict(vision_config=_tower(), text_config=_text("llama"), image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD),
         pixels=_per_row,
         tokens=16,
     ),
-    "paligemma": Recipe(
+    "paligemma": TinyRecipe(
         model_type="paligemma",
         config=dict(
             vision_config=_siglip(projection_dim=64),
@@ -314,7 +314,7 @@ RECIPES: dict[str, Recipe] = {
         tokens=64,
         types=_types(0),
     ),
-    "gemma3": Recipe(
+    "gemma3": TinyRecipe(
         model_type="gemma3",
         config=dict(
             vision_config=_siglip(),
@@ -335,7 +335,7 @@ RECIPES: dict[str, Recipe] = {
         around=((BEGIN,), (END,)),
         types=_types(1),
     ),
-    "ovis2": Recipe(
+    "ovis2": TinyRecipe(
         model_type="ovis2",
         config=dict(
             vision_config=_tower(vocab_size=120, hidden_stride=2, num_visual_indicator_tokens=5),
@@ -349,13 +349,13 @@ RECIPES: dict[str, Recipe] = {
         tokens=16,
         around=((194,), (195,)),
     ),
-    "deepseek_vl": Recipe(
+    "deepseek_vl": TinyRecipe(
         model_type="deepseek_vl",
         config=dict(vision_config=_siglip(), text_config=_text("llama"), image_token_id=IMAGE),
         pixels=_square,
         tokens=64,
     ),
-    "deepseek_vl_hybrid": Recipe(
+    "deepseek_vl_hybrid": TinyRecipe(
         model_type="deepseek_vl_hybrid",
         config=dict(
             vision_config=_siglip(),
@@ -377,7 +377,7 @@ RECIPES: dict[str, Recipe] = {
         pixels=_two_scales,
         tokens=64,
     ),
-    "fast_vlm": Recipe(
+    "fast_vlm": TinyRecipe(
         model_type="fast_vlm",
         config=dict(
             vision_config=dict(
@@ -397,7 +397,7 @@ RECIPES: dict[str, Recipe] = {
         tokens=16,
         package="timm",
     ),
-    "video_llama_3": Recipe(
+    "video_llama_3": TinyRecipe(
         model_type="video_llama_3",
         config=dict(
             vision_config=_tower("video_llama_3_vision"),
@@ -408,7 +408,7 @@ RECIPES: dict[str, Recipe] = {
         pixels=_merged,
         tokens=_QWEN_TOKENS,
     ),
-    "mistral3": Recipe(
+    "mistral3": TinyRecipe(
         model_type="mistral3",
         config=dict(
             vision_config=_tower("pixtral", head_dim=12),
@@ -419,7 +419,7 @@ RECIPES: dict[str, Recipe] = {
         pixels=_sized,
         tokens=16,
     ),
-    "pixtral": Recipe(
+    "pixtral": TinyRecipe(
         model_type="llava",
         config=dict(
             vision_config=_tower("pixtral", head_dim=12),
@@ -433,7 +433,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "instructblip": _instructblip(_text("llama")),
     "instructblip_opt": _instructblip(_OPT),
-    "tessera_vlm": Recipe(
+    "tessera_vlm": TinyRecipe(
         model_type="tessera_vlm",
         config=dict(
             parts={"encoders": [_TESSERA_ENCODER], "tokens": {"kind": "pixel_shuffle"}, "connector": {"kind": "mlp"}},

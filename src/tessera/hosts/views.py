@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.part import HostPart, LayerView, Layout, Tap
 from tessera.hosts.sequence import Sequence as HostSequence
-from tessera.hosts.sequence import Stage, images_of_rows
+from tessera.hosts.sequence import TokenStage, images_of_rows
 from tessera.hosts.taps import Listener, listen, probabilities
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Captures:
 
         return hook
 
-    def _asking(self) -> tuple[HostPart, Stage]:
+    def _asking(self) -> tuple[HostPart, TokenStage]:
         if self.host.asking is None or self.host.current is None:
             raise TesseraError("attention can be asked for at a layer boundary only.")
         return self.host.asking

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tessera.errors import unknown
-from tessera.hosts.tiny_configs import BOS, IMAGE, PAD, RECIPES, WORDS, Images, Recipe
+from tessera.hosts.tiny_configs import BOS, IMAGE, PAD, RECIPES, WORDS, Images, TinyRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def names() -> list[str]:
     return list(RECIPES)
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> TinyRecipe:
     """The recipe of a name. Raises `UserError` naming the nearest ones."""
     if name not in RECIPES:
         raise unknown("tiny host", name, RECIPES)

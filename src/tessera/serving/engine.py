@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_engine(model: str, parts: Sequence[HostPart], name: str, limits: Limits, plugs: Sequence[str] = ()) -> Iterator[Engine]:
+def open_engine(
+    model: str, parts: Sequence[HostPart], name: str, limits: Limits, plugs: Sequence[str] = ()
+) -> Iterator[ServingEngine]:
     """A model with parts plugged in, ready to answer; the parts are taken out at the end.
 
     name: what requests call it; plugs: the parts as they were written, for the fingerprint. Raises `UserError` as `open_session`
@@ -36,7 +38,7 @@ def open_engine(model: str, parts: Sequence[HostPart], name: str, limits: Limits
 
     session = open_session(model, parts)
     try:
-        yield Engine(session, model, name or public_name(model), limits, fingerprint(model, plugs))
+        yield ServingEngine(session, model, name or public_name(model), limits, fingerprint(model, plugs))
     finally:
         session.close()
 
@@ -54,7 +56,7 @@ def fingerprint(model: str, plugs: Sequence[str]) -> str:
     return "fp_" + hashlib.sha256("\0".join([tessera.__version__, model, *plugs]).encode()).hexdigest()[:10]
 
 
-class Engine:
+class ServingEngine:
     """Answers requests one by one; called by one thread only.
 
     One question is asked as `tessera ask` asks it. Conversations, system messages and stop strings go through the chat template

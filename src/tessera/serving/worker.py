@@ -21,7 +21,7 @@ OnText: TypeAlias = Callable[[str], object]
 Answerer: TypeAlias = Callable[[ChatRequest, Sequence[str | bytes], OnText, Callable[[], None]], Completion]
 """(request, its images as `open_image` takes them, called with every piece of text, called between steps) -> the answer.
 
-The last two may raise; generation ends there. `tessera.serving.engine.Engine` is one.
+The last two may raise; generation ends there. `tessera.serving.engine.ServingEngine` is one.
 """
 
 _log = logging.getLogger("tessera.serving")

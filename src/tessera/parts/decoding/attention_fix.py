@@ -35,7 +35,7 @@ from tessera.registry import part
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host
-    from tessera.hosts.sequence import Stage
+    from tessera.hosts.sequence import TokenStage
 
 CELLS = "attention_fix cells"
 """Note of a sequence: which cell of a raster each token of the prompt stands in, [B, S], -1 for none."""
@@ -165,7 +165,9 @@ class AttentionFix(HostPart):
         return biased(kernel, module, query, key, value, mask, boost, chosen, **kwargs)
 
     @torch.no_grad()
-    def choose(self, stage: Stage, cells: Tensor, query: Tensor, key: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, stage: TokenStage, cells: Tensor, query: Tensor, key: Tensor, scaling: float | None
+    ) -> tuple[Tensor, Tensor]:
         """(factors [B, H], chosen [B, K] bool) of one layer."""
         attention = last_row(stage, query, key, scaling)
         seen = attention.masked_fill(~stage.visual[:, None], 0)
@@ -189,7 +191,7 @@ def windowed(attention: nn.Module, layer: int) -> bool:
     return getattr(settings, "sliding_window", None) is not None and getattr(settings, "use_sliding_window", True)
 
 
-def last_row(stage: Stage, query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
+def last_row(stage: TokenStage, query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
     """Query [B, H, K, D], key [B, G, >= K, D] -> [B, H, K]: attention of the last instruction token over the tokens up to it."""
     rows, heads, count, width = query.shape
     own = query.gather(2, stage.query[:, None, None, None].expand(rows, heads, 1, width))
