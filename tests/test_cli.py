@@ -36,7 +36,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
         module = types.ModuleType("tessera_test_command")
         module.target = function  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(main, "COMMANDS", {"try": main.Entry(module.__name__, "target", "Try it.")})
+        monkeypatch.setattr(main, "COMMANDS", {"try": main.CommandEntry(module.__name__, "target", "Try it.")})
 
     return register
 

@@ -32,7 +32,7 @@ def test_every_kind_of_host_is_there() -> None:
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.family)
-def test_a_host(shape: hosts.Shape) -> None:
+def test_a_host(shape: hosts.HostShape) -> None:
     found = hosts.host_case(shape, 3, 1)
     assert (found.why_slow is None) == (shape.family != "gemma3")
     assert found.reached == (found.ratio.median >= shape.target)

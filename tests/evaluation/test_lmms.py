@@ -106,13 +106,13 @@ def test_answers_are_those_of_ask_whatever_the_batch(installed: types.ModuleType
 def test_stop_strings_cut(folder: str) -> None:
     whole = expected(folder, 0, 9)
     words = whole.split(" ")
-    [answer] = lmms.Asked(folder).answer([messages(0)], {"max_new_tokens": 9, "until": words[2]})
+    [answer] = lmms.ConversationModel(folder).answer([messages(0)], {"max_new_tokens": 9, "until": words[2]})
     assert answer.text == whole.partition(words[2])[0].strip()
 
 
 def test_a_conversation(folder: str) -> None:
     turns = [*messages(0), {"role": "assistant", "content": "no"}, {"role": "user", "content": [{"type": "text", "text": "cat"}]}]
-    asked = lmms.Asked(folder)
+    asked = lmms.ConversationModel(folder)
     first, second = asked.answer([turns, messages(1)], {"max_new_tokens": 6})
     assert second.text == expected(folder, 1, 6)
     model, processor = reference.load(folder)
@@ -128,7 +128,7 @@ def test_a_conversation(folder: str) -> None:
 
 
 def test_what_is_not_done_is_refused(installed: types.ModuleType, folder: str) -> None:
-    asked = lmms.Asked(folder)
+    asked = lmms.ConversationModel(folder)
     video = [{"role": "user", "content": [{"type": "video", "url": "x"}, {"type": "text", "text": "dog"}]}]
     with pytest.raises(UserError, match="read text and images, not video"):
         asked.answer([video], {})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.bench.subject import Subject, load, scenes
+from tessera.bench.subject import BenchSubject, load, scenes
 from tessera.console import JsonOption, emit
 from tessera.errors import TesseraError
 from tessera.measure.sides import Ratio, interleaved, median, ratio
@@ -26,7 +26,7 @@ class EvaluateSpeed:
     an error). ratio: seconds alone over seconds shared; reached: whether its median is `TARGET` or more.
     """
 
-    subject: Subject
+    subject: BenchSubject
     images: int
     questions_per_image: int
     new_tokens: int

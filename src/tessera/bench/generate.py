@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.bench.hosts import SHAPES, HostCase, QuestionsCase, host_case, questions_case
-from tessera.bench.subject import Subject, load, scenes
+from tessera.bench.subject import BenchSubject, load, scenes
 from tessera.console import JsonOption, emit
 from tessera.errors import TesseraError
 from tessera.measure.sides import Ratio, interleaved, median, ratio
@@ -24,7 +24,7 @@ BATCHES = (1, 16)
 
 
 @dataclass(slots=True, kw_only=True)
-class Case:
+class BatchCase:
     """One batch size: questions answered together, one image each. Seconds are medians of a call.
 
     tokens: generated in one call, equal on both sides (anything else is an error); ratio: transformers' seconds over ours, both
@@ -48,10 +48,10 @@ class GenerateSpeed:
     median of every ratio is its target or more (`TARGET` at every batch size).
     """
 
-    subject: Subject
+    subject: BenchSubject
     new_tokens: int
     rounds: int
-    cases: list[Case]
+    cases: list[BatchCase]
     target: float
     hosts: list[HostCase]
     questions: QuestionsCase | None
@@ -84,7 +84,7 @@ def measure(
     )
 
 
-def case(model: Any, processor: Any, batch: int, new_tokens: int, rounds: int) -> Case:
+def case(model: Any, processor: Any, batch: int, new_tokens: int, rounds: int) -> BatchCase:
     """One batch size; see `measure`."""
     found = []
     for from_pixels in (False, True):
@@ -95,7 +95,7 @@ def case(model: Any, processor: Any, batch: int, new_tokens: int, rounds: int) -
                 raise TesseraError(f"the tokens of row {row} of {batch} differ: {list(a)} are ours, {list(b)} transformers'.")
         found.append(interleaved({"ours": ours, "transformers": theirs}, rounds))
     decoding, whole = found
-    return Case(
+    return BatchCase(
         batch=batch,
         tokens=sum(map(len, mine)),
         ours_seconds=median(decoding["ours"]),

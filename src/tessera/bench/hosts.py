@@ -23,7 +23,7 @@ _LARGE: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class HostShape:
     """A host to be measured: changes of the tiny host's language model and of the rest, and how much faster it should be."""
 
     family: str
@@ -37,14 +37,16 @@ _PYTHON = "6 layers, width 64: Python dominates"
 _PRODUCTS = "12 layers, width 512: matrix products dominate"
 _MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 10000.0}}
 SHAPES = (
-    Shape("llava", _PYTHON, {}, {}, 2.0),
-    Shape("qwen2_5_vl", _PYTHON, {}, {}, 2.0),
-    Shape("internvl", _PYTHON, {}, {}, 2.0),
-    Shape("gemma3", _PYTHON, {}, {}, 1.0),
-    Shape("llava", _PRODUCTS, {**_LARGE, "head_dim": 64}, {}, 1.1),
-    Shape("qwen2_5_vl", _PRODUCTS, {**_LARGE, **_MROPE}, {"vision_config": {"out_hidden_size": 512}}, 1.1),
-    Shape("internvl", _PRODUCTS, _LARGE, {}, 1.1),
-    Shape("gemma3", _PRODUCTS, {**_LARGE, "head_dim": 64, "layer_types": ["sliding_attention", "full_attention"] * 6}, {}, 1.0),
+    HostShape("llava", _PYTHON, {}, {}, 2.0),
+    HostShape("qwen2_5_vl", _PYTHON, {}, {}, 2.0),
+    HostShape("internvl", _PYTHON, {}, {}, 2.0),
+    HostShape("gemma3", _PYTHON, {}, {}, 1.0),
+    HostShape("llava", _PRODUCTS, {**_LARGE, "head_dim": 64}, {}, 1.1),
+    HostShape("qwen2_5_vl", _PRODUCTS, {**_LARGE, **_MROPE}, {"vision_config": {"out_hidden_size": 512}}, 1.1),
+    HostShape("internvl", _PRODUCTS, _LARGE, {}, 1.1),
+    HostShape(
+        "gemma3", _PRODUCTS, {**_LARGE, "head_dim": 64, "layer_types": ["sliding_attention", "full_attention"] * 6}, {}, 1.0
+    ),
 )
 """Gemma 3 stands for hosts whose tokens the model's own forward computes (sliding windows): never slower is what is wanted."""
 
@@ -90,7 +92,7 @@ class QuestionsCase:
     reached: bool
 
 
-def host_case(shape: Shape, new_tokens: int, rounds: int) -> HostCase:
+def host_case(shape: HostShape, new_tokens: int, rounds: int) -> HostCase:
     """One host. Raises `TesseraError` if the tokens differ."""
     import torch
 

@@ -72,7 +72,7 @@ class ServeLoad:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Case:
+class RequestCase:
     """A good request, itself only: the images as files and as data URLs, the question, how it is asked."""
 
     images: tuple[Any, ...]
@@ -201,22 +201,22 @@ class _Load:
             and end - start < GROWTH,
         )
 
-    def _cases(self, chance: random.Random, new: int) -> list[Case]:
+    def _cases(self, chance: random.Random, new: int) -> list[RequestCase]:
         """Questions with no, one and two images, whole and streamed."""
         rows = scenes(6, 3, 112)
         made = []
         for (images, questions), (others, _) in zip(rows, rows[1:] + rows[:1], strict=True):
             for question in questions:
                 shown = chance.choice([[], images, images, images + others])
-                made.append(Case(tuple(shown), tuple(map(_data_url, shown)), question, new, chance.random() < 0.5))
+                made.append(RequestCase(tuple(shown), tuple(map(_data_url, shown)), question, new, chance.random() < 0.5))
         return made
 
-    def _expected(self, case: Case) -> tuple[str, int]:
+    def _expected(self, case: RequestCase) -> tuple[str, int]:
         self.session.show(list(case.images))
         said = self.session.ask(case.question, case.tokens, lambda _: None)
         return said.text, said.tokens
 
-    def _one(self, kind: str, case: Case, expected: dict[Case, tuple[str, int]]) -> None:
+    def _one(self, kind: str, case: RequestCase, expected: dict[RequestCase, tuple[str, int]]) -> None:
         try:
             if kind == "good":
                 begin = time.perf_counter()
@@ -235,16 +235,16 @@ class _Load:
         except Exception as error:
             self._tell(f"{kind}: {type(error).__name__}: {error}")
 
-    def _messages(self, case: Case) -> Any:
+    def _messages(self, case: RequestCase) -> Any:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in case.urls]
         return [{"role": "user", "content": [*images, {"type": "text", "text": case.question}]}]
 
-    def _whole(self, case: Case) -> tuple[str, int]:
+    def _whole(self, case: RequestCase) -> tuple[str, int]:
         made = self.client.chat.completions.create(model="m", messages=self._messages(case), max_tokens=case.tokens)
         usage = made.usage
         return made.choices[0].message.content or "", usage.completion_tokens if usage is not None else -1
 
-    def _streamed(self, case: Case) -> tuple[str, int]:
+    def _streamed(self, case: RequestCase) -> tuple[str, int]:
         text, tokens = "", -1
         for chunk in self.client.chat.completions.create(
             model="m",
@@ -257,7 +257,7 @@ class _Load:
             tokens = chunk.usage.completion_tokens if chunk.usage is not None else tokens
         return text, tokens
 
-    def _refused(self, kind: str, case: Case) -> None:
+    def _refused(self, kind: str, case: RequestCase) -> None:
         """A bad request that must get an error object."""
         wanted, body = self._bad(kind, case)
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
@@ -269,7 +269,7 @@ class _Load:
         with self._lock:
             self.counts["refused"] += 1
 
-    def _bad(self, kind: str, case: Case) -> tuple[int, bytes]:
+    def _bad(self, kind: str, case: RequestCase) -> tuple[int, bytes]:
         """The status that is wanted, and the body."""
         whole = {"model": "m", "messages": self._messages(case), "max_tokens": case.tokens}
         if kind == "malformed":
@@ -279,10 +279,10 @@ class _Load:
         if kind == "model":
             return 404, json.dumps(whole | {"model": "gone"}).encode()
         broken = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(50)).decode()
-        messages = self._messages(Case((), (broken,), case.question, case.tokens, False))
+        messages = self._messages(RequestCase((), (broken,), case.question, case.tokens, False))
         return 400, json.dumps(whole | {"messages": messages}).encode()
 
-    def _leave(self, case: Case) -> None:
+    def _leave(self, case: RequestCase) -> None:
         """A client that hangs up after the first bytes of a stream, or before any."""
         body = json.dumps({"model": "m", "messages": self._messages(case), "stream": True}).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)

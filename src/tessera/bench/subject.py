@@ -9,7 +9,7 @@ from tessera.errors import UserError
 
 
 @dataclass(slots=True, kw_only=True)
-class Subject:
+class BenchSubject:
     """What was measured, in words and numbers: enough to judge a ratio by."""
 
     model: str
@@ -24,7 +24,7 @@ class Subject:
     machine: str
 
 
-def load(name: str, seed: int = 0) -> tuple[Any, Any, Subject]:
+def load(name: str, seed: int = 0) -> tuple[Any, Any, BenchSubject]:
     """Model, processor and description; `name` "" is the nano recipe's shape with random weights.
 
     Raises `UserError` for a model that is not one of Tessera's composed ones.
@@ -54,7 +54,7 @@ def load(name: str, seed: int = 0) -> tuple[Any, Any, Subject]:
     return (
         model,
         processor,
-        Subject(
+        BenchSubject(
             model=name or "nano shape, random weights",
             language_model={key: getattr(text, key, None) for key in shape},
             parameters=provenance.parameter_count(model),

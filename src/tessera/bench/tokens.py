@@ -31,7 +31,7 @@ PARTS: Mapping[str, dict[str, Any]] = {"pyramiddrop": {}, "fopru": {"keep": 0.25
 
 
 @dataclass(slots=True, kw_only=True)
-class Case:
+class PartCase:
     """One part. Ratios are the plain host's over the plugged one's; both read one image and one prompt, pixels to first logits.
 
     tokens: entering each decoder layer; promised: the ratio of counted FLOPs (matrix products, convolutions, attention, the
@@ -70,7 +70,7 @@ class TokenSpeed:
     gflops: float
     seconds: float
     rounds: int
-    cases: list[Case]
+    cases: list[PartCase]
     idle: list[Idle]
     reached: bool
     threads: int
@@ -105,7 +105,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
     for name, options in PARTS.items():
         promised, measured = counted["plain"] / counted[name], _ratio(taken["plain"], taken[name])
         cases.append(
-            Case(
+            PartCase(
                 part=name,
                 options=options,
                 tokens=tokens[name],

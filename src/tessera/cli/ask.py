@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tessera.cli.plugging import PlugOption
-from tessera.cli.talk import NANO, STDIN, Subject, Talk, open_images, parse_world
+from tessera.cli.talk import NANO, STDIN, AskedImages, Talk, open_images, parse_world
 from tessera.console import JsonOption, to_json
 from tessera.errors import UserError, unknown
 from tessera.plugging import parse_plugs
@@ -43,7 +43,7 @@ def ask(
     place = parse_world(world) if world else None
     images = open_images(paths)
     talk = Talk(model, max_new_tokens, as_json, save, parse_plugs(plug))
-    talk.show(Subject(paths, images) if place is None else talk.scene(*place))
+    talk.show(AskedImages(paths, images) if place is None else talk.scene(*place))
     if interactive:
         talk.loop(question)
         return
@@ -76,7 +76,7 @@ def caption(
     place = parse_world(world) if world else None
     opened = open_images(paths)
     talk = Talk(model, max_new_tokens, as_json)
-    subjects = [Subject([path], [image]) for path, image in zip(paths, opened, strict=True)]
+    subjects = [AskedImages([path], [image]) for path, image in zip(paths, opened, strict=True)]
     captions = []
     for subject in subjects if place is None else [talk.scene(*place)]:
         talk.show(subject)

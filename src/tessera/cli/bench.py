@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 
-class Benchmark(NamedTuple):
+class BenchCommand(NamedTuple):
     """Where a benchmark's command lives; its module is imported when it is called."""
 
     module: str
@@ -18,12 +18,12 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "train": Benchmark("tessera.bench.train", "train", "Our trainer against a plain loop over transformers' LLaVA."),
-    "generate": Benchmark("tessera.bench.generate", "generate", "Our decoding against transformers' generate()."),
-    "serve": Benchmark("tessera.bench.serve", "serve", "A server under 200 mixed requests, a fifth of them bad."),
-    "tokens": Benchmark("tessera.bench.tokens", "tokens", "Dropping visual tokens: time saved against FLOPs saved."),
-    "eval": Benchmark("tessera.bench.evaluate", "evaluate", "Questions that share an image against one by one."),
-    "world": Benchmark("tessera.bench.world", "world", "Images and questions per second of the built-in world."),
+    "train": BenchCommand("tessera.bench.train", "train", "Our trainer against a plain loop over transformers' LLaVA."),
+    "generate": BenchCommand("tessera.bench.generate", "generate", "Our decoding against transformers' generate()."),
+    "serve": BenchCommand("tessera.bench.serve", "serve", "A server under 200 mixed requests, a fifth of them bad."),
+    "tokens": BenchCommand("tessera.bench.tokens", "tokens", "Dropping visual tokens: time saved against FLOPs saved."),
+    "eval": BenchCommand("tessera.bench.evaluate", "evaluate", "Questions that share an image against one by one."),
+    "world": BenchCommand("tessera.bench.world", "world", "Images and questions per second of the built-in world."),
 }
 
 

@@ -24,7 +24,7 @@ from tessera.console import err, missing_package
 from tessera.errors import TesseraError
 
 
-class Entry(NamedTuple):
+class CommandEntry(NamedTuple):
     """Where a command lives: a function with typer annotations, or a `typer.Typer` with several commands."""
 
     module: str
@@ -35,23 +35,23 @@ class Entry(NamedTuple):
 DEBUG = "Run again with --debug to see where."
 
 COMMANDS = {
-    "run": Entry("tessera.cli.run", "run", "Train, evaluate, report and ask: the main job, in minutes."),
-    "ask": Entry("tessera.cli.ask", "ask", "Ask a model about images, or about a scene of the world."),
-    "caption": Entry("tessera.cli.ask", "caption", "Describe images."),
-    "serve": Entry("tessera.cli.serve", "serve", "Answer over the network, in the protocol of OpenAI's chat completions."),
-    "train": Entry("tessera.cli.train", "train", "Train a recipe, or go on with a run."),
-    "eval": Entry("tessera.cli.eval", "eval", "Measure a model on the world, per question type."),
-    "export": Entry("tessera.cli.export", "export", "Write a model as a stock transformers architecture."),
-    "data": Entry("tessera.cli.data", "app", "Check data sets before training on them."),
-    "world": Entry("tessera.cli.world", "app", "Look at the built-in world."),
-    "hosts": Entry("tessera.cli.hosts", "hosts", "List model families that parts plug into; try parts on them."),
-    "verify": Entry("tessera.cli.verify", "verify", "Run the claims of parts and keep what they measured."),
-    "compare": Entry("tessera.cli.compare", "compare", "Compare the parts of a socket under one budget."),
-    "list": Entry("tessera.cli.catalog", "list_", "List the parts by socket, with how their claims fared."),
-    "show": Entry("tessera.cli.catalog", "show", "Show a part or a published system: options, claims, numbers."),
-    "catalog": Entry("tessera.cli.catalog", "catalog", "Show all published systems; --html writes pages to browse."),
-    "bench": Entry("tessera.cli.bench", "app", "Measure speed and memory against plain transformers code."),
-    "env": Entry("tessera.cli.env", "env", "Show what a bug report needs to know about this machine."),
+    "run": CommandEntry("tessera.cli.run", "run", "Train, evaluate, report and ask: the main job, in minutes."),
+    "ask": CommandEntry("tessera.cli.ask", "ask", "Ask a model about images, or about a scene of the world."),
+    "caption": CommandEntry("tessera.cli.ask", "caption", "Describe images."),
+    "serve": CommandEntry("tessera.cli.serve", "serve", "Answer over the network, in the protocol of OpenAI's chat completions."),
+    "train": CommandEntry("tessera.cli.train", "train", "Train a recipe, or go on with a run."),
+    "eval": CommandEntry("tessera.cli.eval", "eval", "Measure a model on the world, per question type."),
+    "export": CommandEntry("tessera.cli.export", "export", "Write a model as a stock transformers architecture."),
+    "data": CommandEntry("tessera.cli.data", "app", "Check data sets before training on them."),
+    "world": CommandEntry("tessera.cli.world", "app", "Look at the built-in world."),
+    "hosts": CommandEntry("tessera.cli.hosts", "hosts", "List model families that parts plug into; try parts on them."),
+    "verify": CommandEntry("tessera.cli.verify", "verify", "Run the claims of parts and keep what they measured."),
+    "compare": CommandEntry("tessera.cli.compare", "compare", "Compare the parts of a socket under one budget."),
+    "list": CommandEntry("tessera.cli.catalog", "list_", "List the parts by socket, with how their claims fared."),
+    "show": CommandEntry("tessera.cli.catalog", "show", "Show a part or a published system: options, claims, numbers."),
+    "catalog": CommandEntry("tessera.cli.catalog", "catalog", "Show all published systems; --html writes pages to browse."),
+    "bench": CommandEntry("tessera.cli.bench", "app", "Measure speed and memory against plain transformers code."),
+    "env": CommandEntry("tessera.cli.env", "env", "Show what a bug report needs to know about this machine."),
 }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class AnsweredQuestion:
     """A question about a scene of the world, what the model said, and what is true."""
 
     scene: str
@@ -47,7 +47,7 @@ class Outcome:
     expected: float | None
     """Seconds that were announced at the start; None where a finished or interrupted run was taken up again."""
     peak_memory: int | None
-    asked: list[Asked]
+    asked: list[AnsweredQuestion]
     """One right and one wrong answer, by the rule of `tessera.evaluation.shown`."""
 
 
@@ -146,12 +146,14 @@ def _evaluate(recipe: Recipe, model: Any, processor: Any, blind: bool) -> Result
         )
 
 
-def _asked(result: Result) -> list[Asked]:
+def _asked(result: Result) -> list[AnsweredQuestion]:
     from tessera.evaluation.shown import shown
 
     split = result.config.get("world", {}).get("split", "test")
     return [
-        Asked(scene=f"{split}:{e.index}:{e.kind}", type=e.type, question=e.question, said=e.said, answer=e.answer, right=e.right)
+        AnsweredQuestion(
+            scene=f"{split}:{e.index}:{e.kind}", type=e.type, question=e.question, said=e.said, answer=e.answer, right=e.right
+        )
         for e in shown(result)
     ]
 
@@ -181,5 +183,5 @@ def _render(outcome: Outcome, result: Result) -> Group:
     return Group(*lines)
 
 
-def _verdict(asked: Asked) -> str:
+def _verdict(asked: AnsweredQuestion) -> str:
     return "  (right)" if asked.right else f"  (wrong: it is {asked.answer})"

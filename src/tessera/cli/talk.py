@@ -34,7 +34,7 @@ _SIDE = 336
 
 
 @dataclass(slots=True)
-class Subject:
+class AskedImages:
     """What is asked about: images with their names, and the world's sample if it is one."""
 
     names: list[str]
@@ -84,10 +84,10 @@ class Talk:
         self.session: Session = open_session(model, parts)
         self.load_seconds = round(time.perf_counter() - begin, 3)
         self.model, self.max_new_tokens, self.as_json, self.save = model, max_new_tokens, as_json, save
-        self.subject = Subject([], [])
+        self.subject = AskedImages([], [])
         self._told = False
 
-    def scene(self, split: str, index: int, kind: str | None) -> Subject:
+    def scene(self, split: str, index: int, kind: str | None) -> AskedImages:
         """A sample of the world, at the size that the model sees."""
         from tessera.cli.eval import image_size
         from tessera.world import World
@@ -95,9 +95,9 @@ class Talk:
         size = image_size(self.session.model, self.session.processor)
         sample = World(split=split, width=size, height=size).sample(index, kind)
         name = ":".join(str(part) for part in (split, index, kind) if part is not None)
-        return Subject([name], sample.images(), sample)
+        return AskedImages([name], sample.images(), sample)
 
-    def show(self, subject: Subject) -> None:
+    def show(self, subject: AskedImages) -> None:
         """What the next questions are about; nano says once what it does not know."""
         if self.model == NANO and subject.sample is None and not self._told:
             note(_KNOWS)
@@ -166,7 +166,7 @@ class Talk:
             raise UserError(f"{line} is not understood; /image PATH shows another image, an empty line ends.")
         if STDIN in paths:
             raise UserError("stdin is where the questions come from; give the image as a file.")
-        self.show(Subject(paths, open_images(paths)))
+        self.show(AskedImages(paths, open_images(paths)))
 
     def _write(self, text: str) -> None:
         if not self.as_json:
@@ -180,7 +180,7 @@ class Talk:
         return "  (right)" if score(known, said.text).right else f"  (wrong: {known.answer})"
 
 
-def save_picture(path: Path, subject: Subject, question: str, answer: str) -> None:
+def save_picture(path: Path, subject: AskedImages, question: str, answer: str) -> None:
     """Writes the images with question and answer; a box is drawn in."""
     from tessera.hosts.picture import picture, picture_format
     from tessera.io import atomic_write

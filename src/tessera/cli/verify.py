@@ -64,7 +64,7 @@ def verify(
 
 
 @dataclass(slots=True)
-class Part:
+class PartEvidence:
     """A part with its claims and the entries of its evidence; what is `stale`: claim -> why; `problem`: damaged evidence."""
 
     socket: str
@@ -89,7 +89,7 @@ class Part:
         return {"socket": self.socket, "part": self.name, "claims": rows}
 
 
-def _chosen(names: Sequence[str]) -> tuple[list[Part], list[str]]:
+def _chosen(names: Sequence[str]) -> tuple[list[PartEvidence], list[str]]:
     """(the parts that are named, or all with claims; what is wrong with parts that cannot be imported)."""
     from tessera import registry
     from tessera.lab.claims import claims_of
@@ -110,10 +110,10 @@ def _chosen(names: Sequence[str]) -> tuple[list[Part], list[str]]:
     return parts, broken
 
 
-def _part(socket: str, name: str, claims: list[Claim]) -> Part:
+def _part(socket: str, name: str, claims: list[Claim]) -> PartEvidence:
     from tessera.lab import evidence
 
-    made = Part(socket, name, claims)
+    made = PartEvidence(socket, name, claims)
     try:
         found = evidence.read(socket, name)
     except UserError as error:
@@ -135,7 +135,7 @@ def _fitting(text: str, known: Sequence[tuple[str, str]]) -> list[tuple[str, str
     raise unknown("part", text, [n for _, n in known] if not slash else [f"{s}/{n}" for s, n in known])
 
 
-def _looked(parts: Sequence[Part], lab: Lab) -> None:
+def _looked(parts: Sequence[PartEvidence], lab: Lab) -> None:
     """Finds what is stale; takes seconds for every part whose behaviour nobody has looked at since the source changed."""
     from tessera.lab.evidence import why_stale
 
@@ -152,7 +152,7 @@ def _looked(parts: Sequence[Part], lab: Lab) -> None:
 # Running
 
 
-def _run(parts: Sequence[Part], broken: Sequence[str], again: bool, jobs: int, threads: int, as_json: bool) -> None:
+def _run(parts: Sequence[PartEvidence], broken: Sequence[str], again: bool, jobs: int, threads: int, as_json: bool) -> None:
     from tessera.lab.lab import Lab, cache_folder
     from tessera.lab.storage import tidy
     from tessera.lab.workers import Task
@@ -205,7 +205,7 @@ def _apart(tasks: Sequence[Any], jobs: int, threads: int, begins: Any) -> Iterat
     return spread(tasks, jobs, threads, begins)
 
 
-def _crashed(part: Part, claim: str, why: str) -> Entry:
+def _crashed(part: PartEvidence, claim: str, why: str) -> Entry:
     """A claim whose process did not live to tell; nothing is written."""
     from tessera.lab.verify import entry_of
 
@@ -237,7 +237,7 @@ def _telling(tasks: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Any]]:
         yield begins, ended
 
 
-def _fast(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json: bool) -> None:
+def _fast(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
     """Exact claims, which write nothing."""
     from tessera.lab.lab import Lab
     from tessera.lab.verify import run
@@ -257,7 +257,7 @@ def _fast(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json: b
     _tell([part.plain([c.id for c in part.claims]) for part in chosen if part.claims], broken, as_json)
 
 
-def _rejudge(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json: bool) -> None:
+def _rejudge(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
     from tessera.lab.lab import Lab
     from tessera.lab.verify import rejudge
 
@@ -288,7 +288,7 @@ def _counts(verdicts: Sequence[str]) -> dict[str, int]:
 # Looking
 
 
-def _check(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json: bool) -> None:
+def _check(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
     """Says of every claim whether its evidence is fresh. A claim that nobody has run is named, but nothing that is said to be
     measured is wrong."""
     from tessera.lab.lab import Lab
@@ -306,7 +306,7 @@ def _check(parts: Sequence[Part], broken: Sequence[str], threads: int, as_json: 
         raise typer.Exit(1)
 
 
-def _sample(parts: Sequence[Part], key: str, budget: float, first: Sequence[str], threads: int, as_json: bool) -> None:
+def _sample(parts: Sequence[PartEvidence], key: str, budget: float, first: Sequence[str], threads: int, as_json: bool) -> None:
     """Measures effects anew, with nothing kept from earlier runs. Exit code 1 if a verdict differs from the evidence."""
     import tempfile
     from pathlib import Path

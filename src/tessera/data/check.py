@@ -46,7 +46,7 @@ _AHEAD = 32
 
 
 @dataclass(slots=True)
-class Example:
+class FaultExample:
     """One case: `where` (file and line) and what is wrong there."""
 
     where: str
@@ -60,12 +60,12 @@ class CheckResult:
     kind: str
     level: Level
     count: int = 0
-    examples: list[Example] = field(default_factory=list)
+    examples: list[FaultExample] = field(default_factory=list)
 
     def add(self, where: str, message: str) -> None:
         self.count += 1
         if len(self.examples) < EXAMPLES:
-            self.examples.append(Example(where, message))
+            self.examples.append(FaultExample(where, message))
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.generate import Answer
+    from tessera.hosts.generate import GeneratedAnswer
     from tessera.hosts.sampling import Sampling
 
 NEW_TOKENS = 64
@@ -31,7 +31,7 @@ def manifest() -> Any:
     return ModelManifest(model_id="tessera", chat_class_path="tessera.evaluation.lmms_model.TesseraLmms")
 
 
-class Asked:
+class ConversationModel:
     """A model that is asked lmms-eval's conversations."""
 
     def __init__(self, pretrained: str, plug: str = "") -> None:
@@ -48,7 +48,7 @@ class Asked:
         """Takes the parts out."""
         self.session.close()
 
-    def answer(self, conversations: Sequence[Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]) -> list[Answer]:
+    def answer(self, conversations: Sequence[Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]) -> list[GeneratedAnswer]:
         """One answer per conversation, in order; those of one question are decoded side by side.
 
         Raises `UserError` for what is neither text nor an image, and for settings of a generation that is not done here.
@@ -56,7 +56,7 @@ class Asked:
         new, sampling, stop = read_settings(settings)
         read = [_read(messages) for messages in conversations]
         single = [place for place, (messages, _) in enumerate(read) if len(messages) == 1]
-        answers: dict[int, Answer] = {}
+        answers: dict[int, GeneratedAnswer] = {}
         rows = [(read[place][1], [_text(read[place][0][0])]) for place in single]
         for place, found in zip(single, self.generator.answer_batch(rows, new, sampling, stop), strict=True):
             answers[place] = found[0]

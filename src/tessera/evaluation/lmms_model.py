@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from lmms_eval.api.model import lmms
 
 from tessera.errors import UserError, unknown
-from tessera.evaluation.lmms import Asked
+from tessera.evaluation.lmms import ConversationModel
 
 _OF_LMMS_EVAL = ("max_batch_size", "device")
 """Given by lmms-eval's command line; Tessera batches by memory and picks the device itself."""
@@ -29,7 +29,7 @@ class TesseraLmms(lmms):
             if name not in _OF_LMMS_EVAL:
                 raise unknown("model argument:", name, ("pretrained", "plug", "batch_size"))
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 1
-        self.asked = Asked(str(pretrained), str(plug))
+        self.asked = ConversationModel(str(pretrained), str(plug))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers, in the order of the requests."""

@@ -32,7 +32,7 @@ from tessera.training.objective import Objective, Subject, objective_named, tuni
 from tessera.training.pool import Pool, PooledQuestions
 from tessera.training.recipe import Recipe, StageData
 from tessera.training.speed import bf16_pays
-from tessera.training.trainer import Result, Trainer
+from tessera.training.trainer import Trainer, TrainingResult
 from tessera.training.tuning import FOLDER
 from tessera.training.world_questions import WorldQuestions
 from tessera.world import World
@@ -46,7 +46,7 @@ POOLS = "pools"
 
 def run(
     recipe: Recipe, out: str | Path, *, resume: bool = True, on_event: Callable[[Event], None] | None = None
-) -> tuple[Result, nn.Module, Any]:
+) -> tuple[TrainingResult, nn.Module, Any]:
     """Trains `recipe` in folder `out` (log, checkpoint, recipe.json) and writes the model to `out/model`.
 
     An interrupted run goes on where it stopped. Returns the result, the model and its processor; a stopped run writes no model.

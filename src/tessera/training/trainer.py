@@ -40,7 +40,7 @@ SKIPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TrainingResult:
     """How a run ended."""
 
     step: int
@@ -108,7 +108,7 @@ class Trainer:
         """
         self._evaluations.append((steps, evaluate))
 
-    def run(self, resume: bool = True) -> Result:
+    def run(self, resume: bool = True) -> TrainingResult:
         """Trains from the checkpoint in `out`, if there is one and `resume`, to the last step or to a signal.
 
         Without `resume` a checkpoint and a log that are there are dropped.
@@ -186,7 +186,7 @@ class Trainer:
         trained = {key for found in self._factors for key in found}
         cast(self.model, trained, everything=self.state["precision"] == "fp32")
 
-    def _train(self, interrupt: Interrupt) -> Result:
+    def _train(self, interrupt: Interrupt) -> TrainingResult:
         config, accelerator = self.config, self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         steps, pin = range(self.step, config.steps), accelerator.device.type == "cuda"
@@ -215,7 +215,7 @@ class Trainer:
         if stopped:
             text = f"stopped after step {self.step} of {config.steps}; run it again and it goes on from there"
         self._outputs.say("stopped" if stopped else "done", self.step, text)
-        return Result(self.step, config.steps, stopped, self.state["skipped"], self.state["seconds"], text)
+        return TrainingResult(self.step, config.steps, stopped, self.state["skipped"], self.state["seconds"], text)
 
     def _begin(self, index: int, resumed: bool) -> None:
         """Freezes what stage `index` does not train, builds the optimiser, wraps for several processes."""
