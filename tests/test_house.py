@@ -224,6 +224,35 @@ def test_no_file_grows_past_500_lines() -> None:
     assert not {p: n for p, n in lines.items() if n > 500}
 
 
+def test_a_class_name_means_one_thing() -> None:
+    doubled = [f"{name}: {', '.join(where)}" for name, where in doubled_classes(sources()).items()]
+    assert not doubled, "public classes of one name in several modules:\n" + "\n".join(doubled)
+
+
+def doubled_classes(code: dict[str, str]) -> dict[str, list[str]]:
+    """Name -> the modules that define a public class of this name at top level, where there are two or more. `code`: module ->
+    its text. Every part has a `Config` of its own."""
+    found: dict[str, list[str]] = {}
+    for module, text in code.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Config":
+                found.setdefault(node.name, []).append(module)
+    return {name: where for name, where in sorted(found.items()) if len(where) > 1}
+
+
+def sources() -> dict[str, str]:
+    """Every module of src/ with its text."""
+    return {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+
+
+def test_a_doubled_class_name_would_be_found() -> None:
+    code = {
+        "a": "class Row: ...\nclass Config: ...\nclass _Own: ...\nclass Outer:\n    class Inner: ...",
+        "b": "from a import Outer\nclass Row: ...\nclass Config: ...\nclass _Own: ...\nclass Inner: ...",
+    }
+    assert doubled_classes(code) == {"Row": ["a", "b"]}
+
+
 def test_nothing_is_left_to_do_in_comments() -> None:
     pattern = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b")
     assert not matches(pattern, lambda p: p.suffix in (".py", ".toml", "") and p.name != "LICENSE")
