@@ -226,7 +226,7 @@ def tessera(code: str, env: dict[str, str], starter: Sequence[str] = (), **optio
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def env():\n    {code}\n"
         "module = types.ModuleType('m'); module.env = env; sys.modules['m'] = module\n"
-        "main.COMMANDS['env'] = main.Entry('m', 'env', 'x'); sys.argv = ['tessera', 'env']; main.main()"
+        "main.COMMANDS['env'] = main.CommandEntry('m', 'env', 'x'); sys.argv = ['tessera', 'env']; main.main()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     with subprocess.Popen([*starter, sys.executable, "-c", program], env=env, text=True, **pipes) as process:

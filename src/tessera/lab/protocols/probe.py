@@ -83,7 +83,7 @@ class Disturbed(Protocol):
 
         answers: Any = part.Tokens(model, processor, change)
         if look == "patches":
-            answers = part.Pictures(answers, lambda image: part.shuffle_patches(image, self.grid, generator))
+            answers = part.AlteredPictures(answers, lambda image: part.shuffle_patches(image, self.grid, generator))
         return ask(model, processor, items, answers=answers, max_new_tokens=max_new_tokens)
 
     @classmethod
