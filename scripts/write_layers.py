@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -43,10 +43,15 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(source: str, package: str) -> set[str]:
-    """Tessera's modules that the text of a module in `package` imports."""
+def package_of(name: str) -> str:
+    """The package that relative imports of a module start from."""
+    return name if modules()[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+def imported(nodes: Iterable[ast.AST], package: str) -> set[str]:
+    """Tessera's modules that these nodes of a module in `package` import."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,8 +68,8 @@ def files() -> Graph:
     """Module -> the modules that it imports."""
     graph = {}
     for name, path in modules().items():
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        graph[name] = (imported(path.read_text(encoding="utf-8"), package) & modules().keys()) - {name}
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        graph[name] = (imported(nodes, package_of(name)) & modules().keys()) - {name}
     return graph
 
 

@@ -7,10 +7,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+from scripts.write_layers import imported, modules, package_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
@@ -20,27 +20,10 @@ HEAVY = (
 )  # fmt: skip
 
 
-@cache
-def modules() -> dict[str, Path]:
-    """Dotted name -> file, of everything in src/."""
-    found = {}
-    for path in sorted((SRC / "tessera").rglob("*.py")):
-        parts = path.relative_to(SRC).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
 def imports(name: str, top_level: bool) -> set[str]:
     """Tessera's modules that module `name` imports; `top_level`: only what runs at its own import."""
-    found = set()
-    for node in _statements(ast.parse(modules()[name].read_text(encoding="utf-8")), top_level):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                found.add(submodule if submodule in modules() else node.module)
-    return {f for f in found if f.partition(".")[0] == "tessera"} - {name}
+    nodes = _statements(ast.parse(modules()[name].read_text(encoding="utf-8")), top_level)
+    return imported(nodes, package_of(name)) - {name}
 
 
 def _statements(tree: ast.AST, top_level: bool) -> Iterator[ast.AST]:
