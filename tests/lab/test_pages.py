@@ -328,7 +328,8 @@ def test_an_interval_without_ends_is_drawn_to_the_edge() -> None:
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
-        ({"supported": 2, "holds": 1, "not run": 1}, "shown"),
+        ({"supported": 2, "holds": 1, "not applicable": 1}, "shown"),
+        ({"supported": 2, "holds": 1, "not run": 1}, "partly"),
         ({"supported": 1, "contradicted": 1}, "partly"),
         ({"holds": 1, "inconclusive": 1}, "partly"),
         ({"inconclusive": 1, "crashed": 1}, "open"),

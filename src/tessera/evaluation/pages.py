@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 PACKAGE = "tessera.evaluation"
-"""Its folder `templates` holds the frame of a page (page.html), the report and its pieces."""
+"""Its folder `templates` holds what every page has (frame.html), a page of results (page.html), the report and its pieces."""
 
 
-@cache
-def environment(package: str = PACKAGE) -> Environment:
-    """The templates of `package`, and behind them those of this one."""
+def new_environment(package: str) -> Environment:
+    """The templates of `package`, and behind them those of this one; for a caller that adds filters of its own."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -29,6 +28,12 @@ def environment(package: str = PACKAGE) -> Environment:
     )
     made.filters.update(share=share, plain=plain)
     return made
+
+
+@cache
+def environment(package: str = PACKAGE) -> Environment:
+    """As `new_environment`, made once."""
+    return new_environment(package)
 
 
 def piece(template: str, **context: Any) -> Markup:

@@ -10,9 +10,7 @@ from pathlib import Path
 from tessera.evaluation.pages import environment, share, style, today
 from tessera.io import write_text
 from tessera.lab.compare import Comparison, Contender
-
-_PACKAGE = "tessera.lab.pages"
-"""Where the template and the style are."""
+from tessera.lab.pages.layout import PACKAGE
 
 
 def write_page(path: str | Path, found: Comparison, command: str = "") -> Path:
@@ -26,11 +24,11 @@ def page(found: Comparison, command: str = "") -> str:
     kinds = list(dict.fromkeys(kind for row in found.rows for kind in row.types))
     settings = {label(row): row.options for row in found.rows if row.options}
     return (
-        environment(_PACKAGE)
+        environment(PACKAGE)
         .get_template("compare.html")
         .render(
             version=found.versions.get("tessera", ""),
-            css=style(_PACKAGE, "compare.css"),
+            css=style(PACKAGE, "compare.css"),
             date=today(),
             title=f"{found.socket[:1].upper()}{found.socket[1:].replace('_', ' ')} on {found.on}",
             command=command,

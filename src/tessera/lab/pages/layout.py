@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import tessera
+from tessera.evaluation import pages
 from tessera.lab import evidence
 from tessera.lab.catalog import Built, System, Work, total
 from tessera.lab.judge import VERDICTS
@@ -40,6 +41,8 @@ STATUS = {
 FOLDER = "systems"
 """Where the pages of systems, the style and the script are, beside index.html."""
 GENERATOR = "Tessera catalogue"
+PACKAGE = "tessera.lab.pages"
+"""Where templates, styles and the script are."""
 
 
 def render(template: str, **context: Any) -> str:
@@ -49,15 +52,7 @@ def render(template: str, **context: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    made = Environment(
-        loader=PackageLoader(__name__.rpartition(".")[0]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = pages.new_environment(PACKAGE)
     made.filters.update(
         prose=markdown.prose,
         inline=markdown.inline,
@@ -74,17 +69,12 @@ def _environment() -> Environment:
 
 def style() -> str:
     """The reports' look and what the catalogue adds."""
-    report = (resources.files("tessera.evaluation") / "report.css").read_text(encoding="utf-8")
-    return f"{report}\n{_own('catalogue.css')}"
+    return pages.style(PACKAGE, "catalogue.css")
 
 
 def script() -> str:
     """Search, filters and the copy button."""
-    return _own("catalogue.js")
-
-
-def _own(name: str) -> str:
-    return (resources.files(__name__.rpartition(".")[0]) / name).read_text(encoding="utf-8")
+    return (resources.files(PACKAGE) / "catalogue.js").read_text(encoding="utf-8")
 
 
 def file_of(work: Work) -> str:
@@ -103,14 +93,14 @@ def slug(name: str) -> str:
 
 
 def standing(verdicts: Mapping[str, int], built: bool) -> Standing:
-    """Verdicts in one word; claims that are not applicable or were not run do not count."""
+    """Verdicts in one word. A claim that is not applicable does not count; one that was not run keeps "every promise" away."""
     if not built:
         return "none"
     shown, undecided, refuted = (sum(verdicts.get(v, 0) for v in group) for group in (SHOWN, OPEN, REFUTED))
     if not shown + undecided + refuted:
         return "unproven"
     if shown:
-        return "partly" if undecided + refuted else "shown"
+        return "partly" if undecided + refuted + verdicts.get("not run", 0) else "shown"
     return "fails" if refuted else "open"
 
 
