@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,15 +113,17 @@ def test_every_thing_is_hit_once() -> None:
     assert (outcomes.mean("recall"), outcomes.mean("precision")) == (1, pytest.approx(1 / 3))
 
 
-def test_what_is_written_first_ranks_first_by_order_and_mismatched_pictures_are_another_scene_s() -> None:
+def test_what_is_written_first_ranks_first_by_order_and_shuffled_scores_are_the_same_scores() -> None:
     finds = [[Located("dog", (0, 0, 1, 1), 0.1 * n + 0.01 * i) for i in range(3)] for n in range(4)]
     ordered = locating.in_order(finds)
     assert all([f.score for f in each] == sorted((f.score for f in each), reverse=True) for each in ordered)
     assert len({tuple(f.score for f in each) for each in ordered}) == 1
     assert [[replace(f, score=1.0) for f in each] for each in ordered] == [[replace(f, score=1.0) for f in e] for e in finds]
-    samples = [World(split="test", **SMALL)[i] for i in range(3)]
-    assert [s.index for s in locating.shown(samples, "mismatched")] == [1, 2, 0]
-    assert locating.shown(samples, "own") == samples
+    mixed = locating.shuffled(finds, 0)
+    scores, before = ([[f.score for f in each] for each in given] for given in (mixed, finds))
+    assert scores != before and sorted(chain(*scores)) == sorted(chain(*before))
+    assert scores != [[f.score for f in each] for each in locating.shuffled(finds, 1)], "another seed, another order"
+    assert [[replace(f, score=1.0) for f in each] for each in mixed] == [[replace(f, score=1.0) for f in e] for e in finds]
 
 
 def test_arms_of_referents_are_trained_as_much() -> None:

@@ -32,15 +32,15 @@ class Locating(Protocol):
     """part: of socket `grounding`; model: a reference model that lists everything with its box; world: options of `WorldConfig`;
     iou: overlap with a thing of its label from which a find is right, each thing once, in the order of writing.
 
-    Arms: `Vary(name, scores="tokens" | "constant" | "order", image="own" | "mismatched")`; by "order" the sooner written the
-    better; a mismatched image is that of the next scene.
+    Arms: `Vary(name, scores="tokens" | "shuffled" | "constant" | "order")`: those of the tokens; the same in random order over
+    all finds of the look; all alike; the sooner written the better.
     Metrics: precision by rank (share of finds that are right, each weighing its place in the order of all finds of the look by
     score, 0..1; the precision where scores say nothing, and above it just where the area under the ROC curve is above a half);
     recall; precision.
     """
 
     name: ClassVar[str] = "locating"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (100, 250, 500)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
@@ -59,20 +59,19 @@ class Locating(Protocol):
         """`count` new scenes, numbers first .. first + count - 1 of the seed."""
         from tessera.world import World
 
-        how = chosen(arm, scores=("tokens", "constant", "order"), image=("own", "mismatched"))
+        how = chosen(arm, scores=("tokens", "shuffled", "constant", "order"))["scores"]
         world = World(**{"split": "test", **self.world})
         samples = [world[self.seed * 1_000_000 + first + i] for i in range(count)]
         target = registry.get("grounding", self.part).target
-        settings = target.Config(
-            codec="hundredths", max_new_tokens=64, scores="constant" if how["scores"] == "constant" else "tokens"
-        )
-        pictures = [sample.images()[0] for sample in shown(samples, how["image"])]
+        settings = target.Config(codec="hundredths", max_new_tokens=64, scores="constant" if how == "constant" else "tokens")
+        pictures = [sample.images()[0] for sample in samples]
         found = target(settings).locate(*lab.reference(self.model), pictures, [()] * len(samples))
-        return ranked(in_order(found) if how["scores"] == "order" else found, samples, self.iou)
+        by_score = {"shuffled": shuffled(found, look), "order": in_order(found)}.get(how, found)
+        return ranked(by_score, samples, self.iou)
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
-        """Finds that are half right, with scores, by the order of writing, and of the next scene."""
+        """Finds that are half right, with scores, shuffled, and by the order of writing."""
         from tessera.evaluation.grounding import Located
         from tessera.world import World
 
@@ -83,9 +82,8 @@ class Locating(Protocol):
             things = [Located(t.name, t.box, 0.5 + 0.09 * at) for at, t in enumerate(sample.truth())]
             finds.append([*things, *(replace(t, box=(0.0, 0.0, 0.1, 0.1), score=0.4 + 0.05 * number) for t in things[:2])])
         found: dict[str, list[float] | str] = {}
-        others = shown(samples, "mismatched")
-        for name, given, truth in (("scores", finds, samples), ("order", in_order(finds), samples), ("next", finds, others)):
-            for metric, (totals, counts) in ranked(given, truth, 0.5).metrics.items():
+        for name, given in (("scores", finds), ("shuffled", shuffled(finds, 0)), ("order", in_order(finds))):
+            for metric, (totals, counts) in ranked(given, samples, 0.5).metrics.items():
                 found[f"{name}: {metric}"] = [*totals.tolist(), *counts.tolist()]
         return found
 
@@ -118,9 +116,12 @@ def in_order(found: Sequence[Sequence[Located]]) -> list[list[Located]]:
     return [[replace(find, score=1 / place) for place, find in enumerate(finds, 1)] for finds in found]
 
 
-def shown(samples: Sequence[Sample], image: str) -> list[Sample]:
-    """The scenes whose pictures are shown: their own, or each the next one's."""
-    return [*samples[1:], *samples[:1]] if image == "mismatched" else list(samples)
+def shuffled(found: Sequence[Sequence[Located]], seed: int) -> list[list[Located]]:
+    """The same finds with their scores in random order."""
+    from tessera.world.rng import Rng
+
+    scores = iter(Rng("shuffled scores", seed).shuffled([f.score for finds in found for f in finds]))
+    return [[replace(f, score=next(scores)) for f in finds] for finds in found]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
