@@ -71,7 +71,7 @@ class TrainSpeed:
     machine: str
 
 
-def measure(questions: int = 96, per_image: int = 8, steps: int = 3, rounds: int = 3, compiled: bool = True) -> TrainSpeed:
+def measure(questions: int = 64, per_image: int = 8, steps: int = 3, rounds: int = 3, compiled: bool = True) -> TrainSpeed:
     """Runs `steps` optimiser steps of each side in turns, `rounds` times; the share without `compiled` is that of a plain step.
 
     Raises `TesseraError` if the two losses differ."""
@@ -280,7 +280,7 @@ def _plain(model: Any, batch: dict[str, Any], precision: str, steps: int) -> flo
 
 
 def train(
-    questions: Annotated[int, typer.Option(help="Questions per optimiser step, on both sides.", min=1)] = 96,
+    questions: Annotated[int, typer.Option(help="Questions per optimiser step, on both sides.", min=1)] = 64,
     per_image: Annotated[int, typer.Option(help="Questions about one image.", min=1, max=12)] = 8,
     steps: Annotated[int, typer.Option(help="Steps of each side in a round.", min=1)] = 3,
     rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 3,
