@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from tessera import load
 from tessera.evaluation.scoring import score
-from tessera.hosts.generate import Generator
+from tessera.generation.generate import Generator
 from tessera.io import atomic_write
 from tessera.world import World
 from tessera.world.look import enlarged

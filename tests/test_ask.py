@@ -16,9 +16,9 @@ from PIL import Image
 
 from tessera.cli import main
 from tessera.cli.talk import FIRST
-from tessera.hosts import session
-from tessera.hosts.generate import Generator
-from tessera.hosts.session import Said
+from tessera.generation import session
+from tessera.generation.generate import Generator
+from tessera.generation.session import Said
 from tessera.models import reference
 from tessera.world import World
 

@@ -11,7 +11,7 @@ import pytest
 
 from tessera.cli import main
 from tessera.cli.ask import split_arguments
-from tessera.hosts import session
+from tessera.generation import session
 from tessera.models import reference
 
 Captured = pytest.CaptureFixture[str]

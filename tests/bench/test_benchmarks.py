@@ -13,7 +13,7 @@ from tessera.bench import evaluate, generate
 from tessera.cli import main
 from tessera.cli.bench import BENCHMARKS
 from tessera.errors import TesseraError
-from tessera.hosts.generate import Generator
+from tessera.generation.generate import Generator
 from tessera.models import reference
 
 Captured = pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from tests.hosts.tiny import build
 from tessera.bench import hosts
 from tessera.cli import main
 from tessera.errors import TesseraError
-from tessera.hosts import loop
+from tessera.generation import loop
 from tessera.models import reference
 
 SMALL = [shape for shape in hosts.SHAPES if not shape.text]

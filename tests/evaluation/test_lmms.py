@@ -18,7 +18,7 @@ from tests.hosts.tiny import build, images
 
 from tessera.errors import UserError
 from tessera.evaluation import lmms
-from tessera.hosts.session import open_session
+from tessera.generation.session import open_session
 from tessera.models import reference
 
 

@@ -6,7 +6,7 @@ import pytest
 from tests.hosts.tiny import build, images
 
 from tessera.errors import UserError
-from tessera.hosts.generate import Generator
+from tessera.generation.generate import Generator
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])

@@ -78,7 +78,7 @@ def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> No
 def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain model, what is plugged into it and what stands around it; a second time from disk."""
     from tessera.evaluation import harness
-    from tessera.hosts.host_generate import HostGenerator
+    from tessera.generation.host_generate import HostGenerator
 
     asked: list[tuple[str, int]] = []
     real = harness.evaluate

@@ -13,8 +13,8 @@ from PIL import Image
 from tessera.data.packing import collate, pack
 from tessera.errors import UserError
 from tessera.evaluation.answering import generator
-from tessera.hosts.generate import Generator
-from tessera.hosts.host_generate import HostGenerator
+from tessera.generation.generate import Generator
+from tessera.generation.host_generate import HostGenerator
 from tessera.models.configuration import TesseraConfig
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.models.processing import TesseraProcessor

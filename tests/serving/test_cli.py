@@ -21,7 +21,7 @@ from tessera.bench import serve as bench
 from tessera.cli import main
 from tessera.cli.serve import read_token, size
 from tessera.errors import UserError
-from tessera.hosts.session import Said
+from tessera.generation.session import Said
 from tessera.serving.app import Settings
 from tessera.serving.limits import Limits
 

@@ -42,7 +42,7 @@ class EvaluateSpeed:
 
 def measure(model: str = "", images: int = 8, questions: int = 8, new_tokens: int = 4, rounds: int = 5) -> EvaluateSpeed:
     """Both sides run on our own decoder and start from pixel values. Raises `TesseraError` if the answers differ."""
-    from tessera.hosts.generate import Generator
+    from tessera.generation.generate import Generator
 
     loaded, processor, subject = load(model)
     generator = Generator(loaded, processor)

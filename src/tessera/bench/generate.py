@@ -112,7 +112,7 @@ def sides(model: Any, processor: Any, batch: int, new_tokens: int, from_pixels: 
     """(ours, transformers'): functions that give the tokens of every row, without the end."""
     import torch
 
-    from tessera.hosts.generate import Generator
+    from tessera.generation.generate import Generator
 
     generator = Generator(model, processor)
     rows = scenes(batch, 1, model.image_size)

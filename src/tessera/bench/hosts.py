@@ -96,9 +96,9 @@ def host_case(shape: HostShape, new_tokens: int, rounds: int) -> HostCase:
     """One host. Raises `TesseraError` if the tokens differ."""
     import torch
 
+    from tessera.generation.loop import decode_inputs
+    from tessera.generation.route import Route
     from tessera.hosts import zoo
-    from tessera.hosts.loop import decode_inputs
-    from tessera.hosts.route import Route
 
     model = zoo.tiny(shape.family, text_config={"vocab_size": 32000, **shape.text}, **shape.other).model
     inputs = zoo.inputs(shape.family, (1,))
@@ -133,9 +133,9 @@ def questions_case(rounds: int) -> QuestionsCase:
     """Eight questions about one image of 576 tokens, to a LLaVA. Raises `TesseraError` if the tokens differ."""
     import torch
 
+    from tessera.generation.prefixes import Head, decode_tails, read
+    from tessera.generation.route import Route
     from tessera.hosts import zoo
-    from tessera.hosts.prefixes import Head, decode_tails, read
-    from tessera.hosts.route import Route
     from tessera.hosts.tiny_configs import IMAGE
 
     text = {"vocab_size": 32000, **_LARGE, "head_dim": 64}

@@ -109,7 +109,7 @@ def _served(model: str, limits: Limits) -> Iterator[tuple[int, int, Any]]:
 
     import tessera
     from tessera.bench.subject import load
-    from tessera.hosts.session import open_session
+    from tessera.generation.session import open_session
     from tessera.models import reference
 
     with contextlib.ExitStack() as stack:

@@ -36,7 +36,7 @@ def ask(
     if interactive and as_json:
         raise UserError("--interactive is for people and --json for programs; give one of them.")
     if save is not None:
-        from tessera.hosts.picture import picture_format
+        from tessera.generation.picture import picture_format
 
         picture_format(save)
     paths, question = split_arguments(arguments or [], bool(world), interactive)

@@ -19,8 +19,8 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from tessera.generation.session import Said, Session
     from tessera.hosts.part import HostPart
-    from tessera.hosts.session import Said, Session
     from tessera.world import Sample
     from tessera.world.scene import Question
 
@@ -78,7 +78,7 @@ class Talk:
         self, model: str, max_new_tokens: int, as_json: bool, save: Path | None = None, parts: Sequence[HostPart] = ()
     ) -> None:
         """parts: plugged into the model."""
-        from tessera.hosts.session import open_session
+        from tessera.generation.session import open_session
 
         begin = time.perf_counter()
         self.session: Session = open_session(model, parts)
@@ -108,7 +108,7 @@ class Talk:
     def say(self, question: str) -> dict[str, Any]:
         """Asks, streams the answer to stdout (on a line of its own, with the verdict where the truth is known), saves the picture
         if one is wanted, and gives what JSON tells."""
-        from tessera.hosts.picture import box_of
+        from tessera.generation.picture import box_of
 
         said = self.session.ask(question, self.max_new_tokens, self._write)
         known = self.subject.known(question)
@@ -182,7 +182,7 @@ class Talk:
 
 def save_picture(path: Path, subject: AskedImages, question: str, answer: str) -> None:
     """Writes the images with question and answer; a box is drawn in."""
-    from tessera.hosts.picture import picture, picture_format
+    from tessera.generation.picture import picture, picture_format
     from tessera.io import atomic_write
 
     drawn = picture(subject.large(), question, answer)

@@ -50,11 +50,11 @@ class Answer:
 def generator(model: Any, processor: Any) -> Generates:
     """What answers for `model`: Tessera's generation for its own models, else `Loop`."""
     if is_ours(model) and model.reads_question:  # nothing can be read before the question is known
-        from tessera.hosts.host_generate import HostGenerator
+        from tessera.generation.host_generate import HostGenerator
 
         return HostGenerator(model, processor)
     if is_ours(model):
-        from tessera.hosts.generate import Generator
+        from tessera.generation.generate import Generator
 
         made: Generates = Generator(model, processor)
         return made

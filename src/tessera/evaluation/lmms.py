@@ -16,8 +16,8 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.generate import GeneratedAnswer
-    from tessera.hosts.sampling import Sampling
+    from tessera.generation.generate import GeneratedAnswer
+    from tessera.generation.sampling import Sampling
 
 NEW_TOKENS = 64
 """Tokens of an answer where a task names no number."""
@@ -36,8 +36,8 @@ class ConversationModel:
 
     def __init__(self, pretrained: str, plug: str = "") -> None:
         """plug: parts as `--plug` takes them, several separated by ;. Raises `UserError` as `tessera ask` does."""
-        from tessera.hosts.host_generate import HostGenerator
-        from tessera.hosts.session import open_session
+        from tessera.generation.host_generate import HostGenerator
+        from tessera.generation.session import open_session
         from tessera.plugging import parse_plugs
 
         texts = [text.strip() for text in plug.strip("'\" ").split(";")]
@@ -73,7 +73,7 @@ class ConversationModel:
 def read_settings(settings: Mapping[str, Any]) -> tuple[int, Sampling, list[str]]:
     """(new tokens at most, sampling, stop strings) of a task's `generation_kwargs`. Raises `UserError` for unknown ones."""
     from tessera.errors import unknown
-    from tessera.hosts.sampling import Sampling
+    from tessera.generation.sampling import Sampling
 
     for name in settings:
         if name not in _SETTINGS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tessera.evaluation.answering import Answer, Generates, HasText, Row
 
 if TYPE_CHECKING:
-    from tessera.hosts.agent import ModelInterface
+    from tessera.generation.agent import ModelInterface
 
 
 class ThroughViews:

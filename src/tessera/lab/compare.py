@@ -239,7 +239,7 @@ class _Ring:
 
     def _around(self, part: registry.Part) -> Iterator[_Contender]:
         from tessera.config import build
-        from tessera.hosts.host_generate import HostGenerator
+        from tessera.generation.host_generate import HostGenerator
         from tessera.lab.around import ByAgent, ThroughViews
 
         side = int(getattr(self.model, "image_size", 0)) or 336
@@ -249,8 +249,8 @@ class _Ring:
         if hasattr(part.target, "views"):
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
-            from tessera.hosts.agent import SessionModel
-            from tessera.hosts.session import OwnSession, TransformersSession
+            from tessera.generation.agent import SessionModel
+            from tessera.generation.session import OwnSession, TransformersSession
 
             ours = getattr(self.model.config, "model_type", "") == "tessera_vlm"
             session: Any = (
@@ -314,7 +314,7 @@ class _Ring:
 
     def inputs(self, model: Any) -> dict[str, Any]:
         """The prompt."""
-        from tessera.hosts.asking import Asking
+        from tessera.generation.asking import Asking
 
         asking = Asking(model, self.processor, self.on)
         return dict(asking.inputs([asking.render(asking.message(QUESTION, 1))], [[self.picture()]]))

@@ -51,7 +51,7 @@ class Runs:
         from tessera.evaluation.harness import evaluate
         from tessera.evaluation.items import EvaluationConfig
         from tessera.evaluation.result import load_result
-        from tessera.hosts.host_generate import HostGenerator
+        from tessera.generation.host_generate import HostGenerator
         from tessera.hosts.plug import attach, part_named
         from tessera.world import WorldConfig
 

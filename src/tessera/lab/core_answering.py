@@ -16,11 +16,11 @@ def generation() -> Numbers:
     """Answers of a tiny composed model by every engine, greedy and drawn; what a session tells agents; choices of tokens."""
     import torch
 
-    from tessera.hosts.agent import SessionModel
-    from tessera.hosts.generate import Generator
-    from tessera.hosts.host_generate import HostGenerator
-    from tessera.hosts.sampling import Chooser, Sampling, likeliest, nucleus
-    from tessera.hosts.session import OwnSession
+    from tessera.generation.agent import SessionModel
+    from tessera.generation.generate import Generator
+    from tessera.generation.host_generate import HostGenerator
+    from tessera.generation.sampling import Chooser, Sampling, likeliest, nucleus
+    from tessera.generation.session import OwnSession
     from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.protocols.tiny import tiny_model
     from tessera.world import World

@@ -22,7 +22,7 @@ from torch import Tensor
 from tessera.evaluation.harness import ask
 from tessera.evaluation.items import EvaluationConfig, Item, draw
 from tessera.evaluation.scoring import score
-from tessera.hosts.host_generate import HostGenerator
+from tessera.generation.host_generate import HostGenerator
 from tessera.hosts.part import HostPart, LayerView, Selection
 from tessera.hosts.plug import attach, part_named
 from tessera.world import WorldConfig

@@ -17,10 +17,10 @@ from tessera.serving.protocol import ChatRequest, Completion, Message
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.host_generate import HostGenerator
+    from tessera.generation.host_generate import HostGenerator
+    from tessera.generation.sampling import Sampling
+    from tessera.generation.session import Session
     from tessera.hosts.part import HostPart
-    from tessera.hosts.sampling import Sampling
-    from tessera.hosts.session import Session
     from tessera.serving.app import Settings
     from tessera.serving.fetch import Allowed
 
@@ -34,7 +34,7 @@ def open_engine(
     name: what requests call it; plugs: the parts as they were written, for the fingerprint. Raises `UserError` as `open_session`
     does.
     """
-    from tessera.hosts.session import open_session
+    from tessera.generation.session import open_session
 
     session = open_session(model, parts)
     try:
@@ -87,7 +87,7 @@ class ServingEngine:
     def _answer(
         self, request: ChatRequest, images: Sequence[str | bytes], on_text: Callable[[str], object], check: Callable[[], None]
     ) -> Completion:
-        from tessera.hosts.sampling import Sampling
+        from tessera.generation.sampling import Sampling
 
         sampling = Sampling(temperature=request.temperature, top_p=request.top_p, seed=request.seed)
 
@@ -107,7 +107,7 @@ class ServingEngine:
         from jinja2 import TemplateError
 
         if self._talking is None:
-            from tessera.hosts.host_generate import HostGenerator
+            from tessera.generation.host_generate import HostGenerator
 
             self._talking = HostGenerator(self.session.model, self.session.processor, name=self.name)
         messages = [self._templated(place, message) for place, message in enumerate(request.messages)]

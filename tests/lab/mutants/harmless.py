@@ -65,7 +65,7 @@ NOTES = [
     Edit("docstring of Rng", "world/rng.py", "All items in random order.", "The items, shuffled."),
     Edit(
         "docstring of a host's view",
-        "hosts/sampling.py",
+        "generation/sampling.py",
         "Chooses tokens for one run; drawing goes on",
         "Chooses the tokens of one run; drawing goes on",
     ),
@@ -95,7 +95,7 @@ FORM = [
     Edit("brackets in plan", "training/plan.py", "return (step + 1) / warmup", "return ((step + 1)) / warmup"),
     Edit(
         "quotes in sampling",
-        "hosts/sampling.py",
+        "generation/sampling.py",
         "likeliest(logits.float(), self.sampling.top_k)",
         "likeliest(\n                logits.float(), self.sampling.top_k\n            )",
     ),
@@ -158,7 +158,7 @@ RENAMES = [
     ),
     Edit(
         "renamed in filters",
-        "hosts/sampling.py",
+        "generation/sampling.py",
         "    ordered, places = shares.sort(-1, descending=True)\n"
         "    before = ordered.cumsum(-1) - ordered\n"
         "    return torch.zeros_like(shares).scatter(-1, places, ordered.masked_fill(before >= top_p, 0.0))",

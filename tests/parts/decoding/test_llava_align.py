@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tessera.config import build
 from tessera.errors import UserError
+from tessera.generation.branch import Branch
+from tessera.generation.loop import decode_inputs
 from tessera.hosts import zoo
 from tessera.hosts.architecture import without_images
-from tessera.hosts.branch import Branch
-from tessera.hosts.loop import decode_inputs
 from tessera.parts.decoding.llava_align import LlavaAlign, calibrate, contrast, with_unknown
 
 STEPS = 5

@@ -13,7 +13,7 @@ from PIL import Image
 from tessera.config import build
 from tessera.errors import UserError
 from tessera.evaluation.provenance import weights_hash
-from tessera.hosts.generate import Generator
+from tessera.generation.generate import Generator
 from tessera.hosts.plug import attach
 from tessera.parts.probes.intriguing_properties import (
     IntriguingProperties,

@@ -98,7 +98,7 @@ def said(model: Any, processor: Any, items: list[Item], arm: Arm, max_new_tokens
     Whatever is plugged, the same engine answers: the images are read with each question.
     """
     from tessera.evaluation.harness import ask
-    from tessera.hosts.host_generate import HostGenerator
+    from tessera.generation.host_generate import HostGenerator
     from tessera.hosts.plug import attach, part_named
 
     plugs, image, repeats = _arm(arm)

@@ -18,7 +18,7 @@ from tessera.lab.protocols.base import Protocol, chosen
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.agent import SessionModel
+    from tessera.generation.agent import SessionModel
     from tessera.lab.behaviour import Numbers
     from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
@@ -65,8 +65,8 @@ class Zooming(Protocol):
         import numpy as np
 
         from tessera.evaluation.scoring import score
-        from tessera.hosts.agent import SessionModel
-        from tessera.hosts.session import OwnSession
+        from tessera.generation.agent import SessionModel
+        from tessera.generation.session import OwnSession
         from tessera.lab.glimpses import GROUND
 
         how, size = chosen(arm, look=SEARCHES)["look"], int(model.image_size)
@@ -114,8 +114,8 @@ class Zooming(Protocol):
 
 def _sure(model: Any, processor: Any, picture: Image.Image, name: str) -> list[float]:
     """What a model gives for the whole picture and one region of it, of every kind."""
-    from tessera.hosts.agent import SessionModel
-    from tessera.hosts.session import OwnSession
+    from tessera.generation.agent import SessionModel
+    from tessera.generation.session import OwnSession
 
     part = registry.get("agents", "zoomeye")
     interface = SessionModel(OwnSession(model, processor), ("yes", "no"), size=32, max_new_tokens=8)

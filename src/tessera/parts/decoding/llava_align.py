@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.branch import Branch
+from tessera.generation.branch import Branch
 from tessera.hosts.part import HostPart
 from tessera.registry import part
 

@@ -128,7 +128,7 @@ class Tokens:
     """Answers like a composed model whose image features are changed before its language model reads them."""
 
     def __init__(self, model: Any, processor: Any, change: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        from tessera.hosts.generate import Generator
+        from tessera.generation.generate import Generator
 
         self.model, self.processor, self.change = model, processor, change
         self.generator = Generator(model, processor)

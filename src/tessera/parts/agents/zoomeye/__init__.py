@@ -29,7 +29,7 @@ from tessera.parts.agents.zoomeye.tree import Confidence, Kind, RegionNode, dept
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.agent import ModelInterface
+    from tessera.generation.agent import ModelInterface
 
 PRONOUNS = re.compile(
     r"\b(i|me|my|mine|you|your|yours|he|him|his|she|hers?|its?|we|us|ours?|they|them|theirs?|th(is|at|ese|ose)|who|whom|whose"

@@ -12,8 +12,8 @@ from tests.hosts.tiny import save_llava
 
 from tessera.cli import main
 from tessera.errors import UserError
-from tessera.hosts.sampling import Sampling
-from tessera.hosts.session import Session, TransformersSession, open_session
+from tessera.generation.sampling import Sampling
+from tessera.generation.session import Session, TransformersSession, open_session
 from tessera.plugging import parse_plugs
 
 Captured = pytest.CaptureFixture[str]

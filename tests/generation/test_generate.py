@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.hosts.tiny import QUESTIONS, build, expected, images
 
-from tessera.hosts import packed
-from tessera.hosts.generate import SIDE_BY_SIDE, GeneratedAnswer, Generator, Sampling
+from tessera.generation import packed
+from tessera.generation.generate import SIDE_BY_SIDE, GeneratedAnswer, Generator, Sampling
 
 OWN: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -107,7 +107,7 @@ def test_a_small_buffer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     model, processor = build()
     generator = Generator(model, processor)
     whole = generator.answer_batch(RAGGED, 5)
-    monkeypatch.setattr("tessera.hosts.generate.BUFFER_BYTES", 1)
+    monkeypatch.setattr("tessera.generation.generate.BUFFER_BYTES", 1)
     runs: list[int] = []
     begin = packed.PackedRun.__init__
 

@@ -4,7 +4,7 @@
     tokens = decode_inputs(model, inputs, max_new_tokens=64)
 
 gives what `model.generate(**inputs, max_new_tokens=64, do_sample=False)` gives, token for token in float32, sooner. Everything
-that `generate` does before its loop is done by `generate` itself (`tessera.hosts.request`); the loop avoids what it does
+that `generate` does before its loop is done by `generate` itself (`tessera.generation.request`); the loop avoids what it does
 for every token.
 
 Legend: B rows, S prompt tokens, N new tokens, V vocabulary.
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.request import Request, prepare
-from tessera.hosts.route import Route
-from tessera.hosts.steps import Steps, begin
+from tessera.generation.request import Request, prepare
+from tessera.generation.route import Route
+from tessera.generation.steps import Steps, begin
 
 
 class ChosenTokens:
@@ -122,7 +122,7 @@ def decode_inputs(
     options   `generate`'s own: do_sample (False unless given), temperature, top_p, top_k, logits_processor,
               generation_config, cache_implementation ...
 
-    Raises `UserError` for what this loop does not do (see `tessera.hosts.request.prepare`).
+    Raises `UserError` for what this loop does not do (see `tessera.generation.request.prepare`).
     """
     options = {"do_sample": False, **options}
     if max_new_tokens is not None:

@@ -12,9 +12,9 @@ from PIL import Image
 from tests.hosts.tiny import QUESTIONS, WORDS, images, save_llava
 
 from tessera.errors import UserError
+from tessera.generation.host_generate import HostGenerator
+from tessera.generation.sampling import Sampling
 from tessera.hosts import zoo
-from tessera.hosts.host_generate import HostGenerator
-from tessera.hosts.sampling import Sampling
 
 NEW = 12
 _TEMPLATE = (
@@ -113,7 +113,7 @@ def test_a_single_question_is_read_once(host: tuple[Any, Any]) -> None:
 
 
 def test_what_does_not_agree_is_not_shared(host: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessera.hosts.host_generate.agrees", lambda *_: False)
+    monkeypatch.setattr("tessera.generation.host_generate.agrees", lambda *_: False)
     generator = HostGenerator(*host)
     for seed in (0, 1):
         prefix = generator.prefix(pictures(1, seed))

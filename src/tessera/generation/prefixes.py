@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.linear import hooked
-from tessera.hosts.loop import ChosenTokens
-from tessera.hosts.packed import PackedRun
-from tessera.hosts.request import Request, prepare
-from tessera.hosts.route import Route
-from tessera.hosts.steps import DecoderSteps, Reading, Steps, begin
+from tessera.generation.linear import hooked
+from tessera.generation.loop import ChosenTokens
+from tessera.generation.packed import PackedRun
+from tessera.generation.request import Request, prepare
+from tessera.generation.route import Route
+from tessera.generation.steps import DecoderSteps, Reading, Steps, begin
 
 SEES_QUESTION = {
     "paligemma": "its image tokens see the question (bidirectional attention over the full prompt)",
@@ -91,7 +91,7 @@ def full_prompt(model: Any, route: Route, inputs: Mapping[str, Any], **options: 
 def decode_tails(route: Route, head: Head, tails: Sequence[Sequence[int]], *, seed: int | None = None, **options: Any) -> Tensor:
     """What follows questions (token ids, not empty) behind a head: int64 [Q, N], ended rows filled as `generate` does.
 
-    `options` are `generate`'s, with max_new_tokens. Raises `UserError` as `tessera.hosts.request.prepare` does.
+    `options` are `generate`'s, with max_new_tokens. Raises `UserError` as `tessera.generation.request.prepare` does.
     """
     request = questions(route, head, tails, **options)
     choices = ChosenTokens(request, go_on(route, head, tails, request.limit), seed)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from tessera.errors import TesseraError
-from tessera.hosts.request import prepare
-from tessera.hosts.route import Route
-from tessera.hosts.steps import ModelSteps, Reading
+from tessera.generation.request import prepare
+from tessera.generation.route import Route
+from tessera.generation.steps import ModelSteps, Reading
 
 if TYPE_CHECKING:
     from tessera.hosts.plug import Host

@@ -1,4 +1,4 @@
-"""A prompt read by a host and the steps after it, in one of the three ways of `tessera.hosts.route`.
+"""A prompt read by a host and the steps after it, in one of the three ways of `tessera.generation.route`.
 
 The prompt always goes through the full model, as in `generate`. What the language model was given there (its position ids) and
 gave back says how to go on: the next position is the last one plus one, on every axis of M-RoPE.
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessera.hosts.llama import LlamaDecoder
-from tessera.hosts.request import Request
-from tessera.hosts.route import Route
+from tessera.generation.llama import LlamaDecoder
+from tessera.generation.request import Request
+from tessera.generation.route import Route
 
 _GROWTH = 128
 """Columns that a buffer grows by, at least."""

@@ -8,8 +8,8 @@ from tests.hosts.tiny import build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessera.hosts import linear
-from tessera.hosts.linear import FEW, Matrix, PackedLinear, pack, with_packed_linears
+from tessera.generation import linear
+from tessera.generation.linear import FEW, Matrix, PackedLinear, pack, with_packed_linears
 
 
 @pytest.mark.parametrize("rows", [1, FEW, 33])
@@ -60,7 +60,7 @@ def test_a_packed_twin_shares_its_parameters_and_leaves_the_module_alone() -> No
 
 
 def test_packed_towers_give_the_same_features() -> None:
-    from tessera.hosts.packed import towers
+    from tessera.generation.packed import towers
 
     model, _ = build()
     twin = towers(model.model)
@@ -81,7 +81,7 @@ def test_a_twin_has_no_dropout_even_of_a_model_in_training() -> None:
 
 
 def test_towers_of_a_model_stay_as_they_are() -> None:
-    from tessera.hosts.packed import towers
+    from tessera.generation.packed import towers
 
     model, _ = build()
     towers(model.model)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tessera.hosts.sampling import Chooser
+from tessera.generation.sampling import Chooser
 
 
 class DecodingRun(Protocol):

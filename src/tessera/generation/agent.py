@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.hosts.asking import PER_TOKEN, Asking
+from tessera.generation.asking import PER_TOKEN, Asking
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessera.hosts.session import Session
+    from tessera.generation.session import Session
 
 
 class ModelInterface(Protocol):
@@ -45,7 +45,7 @@ class ModelInterface(Protocol):
 
 
 class SessionModel:
-    """A model with a session (`tessera.hosts.session.open_session`): Tessera's own or any of transformers.
+    """A model with a session (`tessera.generation.session.open_session`): Tessera's own or any of transformers.
 
     calls  how often the model has been run or asked
     """

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tessera.hosts.linear import hooked
-from tessera.hosts.llama import MOST_PARAMETERS, STATIC_ROPE, LlamaDecoder
+from tessera.generation.linear import hooked
+from tessera.generation.llama import MOST_PARAMETERS, STATIC_ROPE, LlamaDecoder
 
 Way: TypeAlias = Literal["own", "decoder", "model"]
 

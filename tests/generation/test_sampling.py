@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tessera.errors import UserError
-from tessera.hosts.sampling import GREEDY, Chooser, Sampling, nucleus
+from tessera.generation.sampling import GREEDY, Chooser, Sampling, nucleus
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Generation with any image-text-to-text model of transformers, in the shape of `tessera.hosts.generate`:
+"""Generation with any image-text-to-text model of transformers, in the shape of `tessera.generation.generate`:
 
     generator = HostGenerator(model, processor)
     prefix = generator.prefix([image])
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tessera.errors import UserError
-from tessera.hosts.asking import Asking, Message
-from tessera.hosts.generate import BUFFER_BYTES, SIDE_BY_SIDE, GeneratedAnswer
-from tessera.hosts.prefixes import Head, agrees, full_prompt, go_on, questions, ragged, read, why_not
-from tessera.hosts.request import Request
-from tessera.hosts.route import Route
-from tessera.hosts.sampling import GREEDY, Sampling
-from tessera.hosts.saying import say
-from tessera.hosts.steps import Steps
+from tessera.generation.asking import Asking, Message
+from tessera.generation.generate import BUFFER_BYTES, SIDE_BY_SIDE, GeneratedAnswer
+from tessera.generation.prefixes import Head, agrees, full_prompt, go_on, questions, ragged, read, why_not
+from tessera.generation.request import Request
+from tessera.generation.route import Route
+from tessera.generation.sampling import GREEDY, Sampling
+from tessera.generation.saying import say
+from tessera.generation.steps import Steps
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tessera.errors import UserError
+from tessera.generation.loop import decode_inputs
+from tessera.generation.request import prepare
+from tessera.generation.route import Route
+from tessera.generation.steps import begin
 from tessera.hosts import zoo
-from tessera.hosts.loop import decode_inputs
-from tessera.hosts.request import prepare
-from tessera.hosts.route import Route
-from tessera.hosts.steps import begin
 
 NEW = 10
 FAMILIES = zoo.names()

@@ -1,7 +1,7 @@
 """Generation over a model's own forward and cache: any language model, one question at a time.
 
 Every question gets a copy of its prefix's cache, so nothing is assumed about what a cache holds: windows and recurrent states
-work as they do in `generate`. Row i * Q + q is question q of item i, as in `tessera.hosts.packed`.
+work as they do in `generate`. Row i * Q + q is question q of item i, as in `tessera.generation.packed`.
 """
 
 from __future__ import annotations

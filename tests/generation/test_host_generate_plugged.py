@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tessera.generation.loop import decode_inputs
+from tessera.generation.prefixes import full_prompt
+from tessera.generation.route import Route
 from tessera.hosts import zoo
-from tessera.hosts.loop import decode_inputs
 from tessera.hosts.part import HostPart
 from tessera.hosts.plug import attach, part_named
-from tessera.hosts.prefixes import full_prompt
-from tessera.hosts.route import Route
 
 NEW = 8
 PARTS = ("uniform", "pyramiddrop", "llava_align", "attention_fix")

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from tessera.hosts.generate import GeneratedAnswer
-from tessera.hosts.loop import ChosenTokens
-from tessera.hosts.request import Request
-from tessera.hosts.steps import Steps
+from tessera.generation.generate import GeneratedAnswer
+from tessera.generation.loop import ChosenTokens
+from tessera.generation.request import Request
+from tessera.generation.steps import Steps
 
 _HALF = "\ufffd"
 """Half a character of a byte-level tokenizer reads as this."""

@@ -13,8 +13,8 @@ from tessera.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from tessera.generation.sampling import Sampling
     from tessera.hosts.part import HostPart
-    from tessera.hosts.sampling import Sampling
 
 OnText = Callable[[str], object]
 """Called with every piece of an answer as it is made."""
@@ -80,7 +80,7 @@ class OwnSession:
     """Tessera's composed model: the images are read once, by the first question about them."""
 
     def __init__(self, model: Any, processor: Any) -> None:
-        from tessera.hosts.generate import Generator
+        from tessera.generation.generate import Generator
 
         self.model, self.processor = model, processor
         self._generator = Generator(model, processor)
@@ -93,7 +93,7 @@ class OwnSession:
 
     def ask(self, question: str, max_new_tokens: int, on_text: OnText, sampling: Sampling | None = None) -> Said:
         """See `Session`."""
-        from tessera.hosts.sampling import GREEDY
+        from tessera.generation.sampling import GREEDY
 
         begin = time.perf_counter()
         if self._prefix is None:
@@ -121,7 +121,7 @@ class TransformersSession:
 
     def __init__(self, model: Any, processor: Any, name: str, parts: Sequence[HostPart] = ()) -> None:
         """Raises `UserError` for a processor without a chat template, and for parts that the model cannot take."""
-        from tessera.hosts.host_generate import HostGenerator
+        from tessera.generation.host_generate import HostGenerator
 
         self.model, self.processor, self.name = model, processor, name
         self.generator = HostGenerator(model, processor, name=name)
@@ -139,7 +139,7 @@ class TransformersSession:
 
     def ask(self, question: str, max_new_tokens: int, on_text: OnText, sampling: Sampling | None = None) -> Said:
         """See `Session`. Images that no question can share are read with every question."""
-        from tessera.hosts.sampling import GREEDY
+        from tessera.generation.sampling import GREEDY
 
         begin = time.perf_counter()
         if self._prefix is None:

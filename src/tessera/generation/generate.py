@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.hosts.cached import CachedEngine
-from tessera.hosts.decoding import PartialAnswer, decode
-from tessera.hosts.llama import obstacle
-from tessera.hosts.packed import PackedEngine
-from tessera.hosts.sampling import GREEDY, Chooser, Sampling
-from tessera.hosts.settings import ending_tokens, suppressed_tokens
+from tessera.generation.cached import CachedEngine
+from tessera.generation.decoding import PartialAnswer, decode
+from tessera.generation.llama import obstacle
+from tessera.generation.packed import PackedEngine
+from tessera.generation.sampling import GREEDY, Chooser, Sampling
+from tessera.generation.settings import ending_tokens, suppressed_tokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +67,7 @@ class Generator:
     """Answers questions with a composed model.
 
     The weights are read when the generator is made: after further training, make a new one. Language models of a Llama type
-    (`tessera.hosts.llama`) run on a decoder of our own; `why_slow` says why another one does not.
+    (`tessera.generation.llama`) run on a decoder of our own; `why_slow` says why another one does not.
     """
 
     def __init__(self, model: Any, processor: Any, *, own_decoder: bool = True) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessera.hosts.linear import hooked, with_packed_linears
-from tessera.hosts.llama import MOST_PARAMETERS, LlamaDecoder
+from tessera.generation.linear import hooked, with_packed_linears
+from tessera.generation.llama import MOST_PARAMETERS, LlamaDecoder
 
 _PREFIX, _PADDING = -1, -2
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tessera.generation.prefixes import SEES_QUESTION, Head, agrees, decode_tails, full_prompt, ragged, read, why_not
+from tessera.generation.route import Route
 from tessera.hosts import zoo
-from tessera.hosts.prefixes import SEES_QUESTION, Head, agrees, decode_tails, full_prompt, ragged, read, why_not
-from tessera.hosts.route import Route
 from tessera.hosts.tiny_configs import IMAGE
 
 NEW = 8

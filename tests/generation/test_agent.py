@@ -9,8 +9,8 @@ from tests.hosts.tiny import build, images, save_llava
 
 from tessera.config import build as build_config
 from tessera.errors import UserError
-from tessera.hosts.agent import SessionModel, image_size
-from tessera.hosts.session import open_session
+from tessera.generation.agent import SessionModel, image_size
+from tessera.generation.session import open_session
 from tessera.parts.agents.zoomeye import ZoomEye
 
 
