@@ -54,7 +54,7 @@ def test_circles_are_found(graph: dict[str, set[str]], circles: list[list[str]])
         ("from tessera.nn.tokens import VisualTokens", {"tessera.nn.tokens"}),
         ("import tessera.nn.tokens as tokens, torch", {"tessera.nn.tokens"}),
         ("def later():\n    from tessera import registry", {"tessera.registry"}),
-        ("if TYPE_CHECKING:\n    from tessera.hosts.part import Block", {"tessera.hosts.part"}),
+        ("if TYPE_CHECKING:\n    from tessera.nn.layout import Block", {"tessera.nn.layout"}),
         ("from tessera import __version__", {"tessera"}),
         ("from ..nn import tokens", {"tessera.nn.tokens"}),
         ("import torch", set()),

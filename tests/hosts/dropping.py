@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.hosts.part import HostPart, LayerView, Selection, Tap
-from tessera.hosts.plug import Host
+from tessera.hosts.contract import Host
+from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.sequence import Sequence
+from tessera.hosts.values import Selection, Tap
 
 STEPS = 6
 PLACEHOLDERS = [190, 191]

@@ -16,7 +16,8 @@ from tessera.errors import UserError
 from tessera.hosts import check as checks
 from tessera.hosts import zoo
 from tessera.hosts.check import FamilyFixture, check, host_parts
-from tessera.hosts.part import HostPart, LayerView, Selection
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Selection
 
 
 class Half(HostPart):

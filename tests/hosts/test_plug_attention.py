@@ -13,8 +13,9 @@ from torch import Tensor
 import tessera
 from tessera.errors import TesseraError, UserError
 from tessera.hosts import taps
-from tessera.hosts.part import HostPart, LayerView, Selection, Tap
-from tessera.hosts.plug import Host
+from tessera.hosts.contract import Host
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Selection, Tap
 from tessera.hosts.zoo import tiny
 
 KINDS: tuple[Tap, ...] = ("last", "received", "class", "full")

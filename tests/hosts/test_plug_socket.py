@@ -13,9 +13,10 @@ from torch import Tensor
 
 import tessera
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Selection, Tap
-from tessera.hosts.plug import Host
+from tessera.hosts.contract import Host
+from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.sequence import Sequence
+from tessera.hosts.values import Selection, Tap
 from tessera.hosts.zoo import Tiny, tiny
 
 

@@ -10,8 +10,9 @@ from tests.hosts.dropping import Drop, Merge, generated, logits
 from torch import Tensor, nn
 
 import tessera
-from tessera.hosts.part import HostPart, LayerView, Selection
-from tessera.hosts.plug import Host
+from tessera.hosts.contract import Host
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Selection
 from tessera.hosts.zoo import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tessera.errors import TesseraError
-from tessera.hosts.part import Block, Layout
+from tessera.nn.layout import Block, Layout
 from tessera.nn.raster import for_rows, on_prompt, raster
 
 TILED = Layout(4 + 2 * 4, (Block(0, 2, 2), Block(4, 2, 3, newline=True, whole=False)))
@@ -38,3 +38,6 @@ def test_rows_that_beams_repeat_share_their_values() -> None:
     visual = torch.tensor([[True, True], [True, True], [True, False], [True, False]])
     assert for_rows(torch.tensor([1, 2, 3]), visual).tolist() == [1, 2, 1, 2, 3, 3]
     assert for_rows(torch.tensor([1, 2]), visual[:1]).tolist() == [1, 2]
+    for wrong in (torch.tensor([1, 2]), torch.tensor([1, 2, 3, 4]), torch.tensor([])):
+        with pytest.raises(TesseraError, match=f"values of {len(wrong)} visual tokens; the prompts have 6"):
+            for_rows(wrong, visual)

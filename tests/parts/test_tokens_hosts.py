@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessera.errors import UserError
-from tessera.hosts.plug import Host, plug
+from tessera.hosts.contract import Host
+from tessera.hosts.plug import plug
+from tessera.hosts.reader import layouts_of
 from tessera.hosts.sequence import Sequence
 from tessera.hosts.tiny_configs import LAYERS
 from tessera.hosts.zoo import inputs, tiny
@@ -54,7 +56,7 @@ def image_places(sequence: Sequence) -> list[list[list[int]]]:
 
 def newline_places(host: Host, sequence: Sequence) -> set[tuple[int, int]]:
     """(row, place) of newline tokens."""
-    layouts = host._captures.layouts(sequence)
+    layouts = layouts_of(host.model, host.architecture, sequence)
     visual = sequence.visual.nonzero().tolist()
     return {(visual[i][0], visual[i][1]) for i in raster(layouts).newline.nonzero().flatten().tolist()}
 
@@ -74,7 +76,8 @@ def eager_attention(name: str, images: tuple[int, ...], layer: int) -> Tensor:
 
 def scores_of_tower(name: str, images: tuple[int, ...], kind: str) -> Tensor:
     """[B, S] score of each visual token of the bare host by the tower block that its projector reads from."""
-    from tessera.hosts.part import HostPart, LayerView, Selection
+    from tessera.hosts.part import HostPart, LayerView
+    from tessera.hosts.values import Selection
 
     class Reading(HostPart):
         claims = ("visual tokens",)
@@ -118,7 +121,7 @@ def test_fopru_reads_the_class_token_if_asked() -> None:
 @pytest.mark.parametrize("name", HOSTS)
 def test_fopru_keeps_whole_rows(name: str) -> None:
     with run(name, "fopru", (1, 1), keep=0.5, strategy="row") as (host, sequence, _):
-        layouts = host._captures.layouts(sequence)
+        layouts = layouts_of(host.model, host.architecture, sequence)
         places = raster(layouts)
         stays = torch.zeros_like(sequence.visual)
         for row, own in enumerate(kept(sequence, 0)):
@@ -221,7 +224,7 @@ def test_m3_puts_means_of_squares_in_their_middles(name: str) -> None:
     embedded = embeddings(name, images)
     with run(name, "m3", images, factor=2) as (host, sequence, _):
         hidden = entering(host, name, images, 0)
-        members, slot, stays = squares(raster(host._captures.layouts(sequence)), 2)
+        members, slot, stays = squares(raster(layouts_of(host.model, host.architecture, sequence)), 2)
         tokens = embedded[sequence.visual]
         tokens = tokens.index_copy(0, slot, pooled(tokens, members))
         stage = sequence.stages[0]
@@ -251,7 +254,7 @@ def test_globalcom2_asks_the_towers_last_block_and_is_refused_without_tiles() ->
     with run(name, "globalcom2", images, keep=0.4) as (host, sequence, _):
         family = host.architecture.family
         score = family.token_scores(model, caught[:1], sequence.images.inputs)
-        expected = compressed(score, raster(host._captures.layouts(sequence)), 0.4, 10.0)
+        expected = compressed(score, raster(layouts_of(host.model, host.architecture, sequence)), 0.4, 10.0)
         visual = sequence.visual.nonzero()[expected].tolist()
         assert kept(sequence, 0) == [[place for r, place in visual if r == row] for row in (0, 1)]
     with pytest.raises(UserError, match="lets a thumbnail guide the tiles"), run("llava", "globalcom2"):
@@ -329,7 +332,7 @@ def test_evit_counts_go_down_from_block_to_block_and_one_fused_token_is_added() 
 
 def test_evit_leaves_tiles_and_newlines_in_their_places() -> None:
     with run("llava_next", "evit", (1,), keep=0.5, blocks=(0,)) as (host, sequence, _):
-        places = raster(host._captures.layouts(sequence))
+        places = raster(layouts_of(host.model, host.architecture, sequence))
         stays = torch.zeros_like(sequence.visual)
         stays[0, kept(sequence, 0)[0]] = True
         flat = stays[sequence.visual]
@@ -368,7 +371,7 @@ def test_evit_is_refused_where_it_cannot_be(name: str, options: dict[str, Any], 
         ("qwen2_5_vl", "fopru", {"score": "class"}, "use score='received'"),
         ("instructblip", "m3", {}, "raster"),
         ("llava", "m3", {"factor": 0}, "at least 1"),
-        ("llava_next", "globalcom2", {"block": 3}, "the tower has 3 blocks, and no block 3"),
+        ("llava_next", "globalcom2", {"block": 3}, "there is no tower block 3; there are 3"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(name: str, part: str, options: dict[str, Any], says: str) -> None:

@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.errors import UserError
-from tessera.hosts.part import Block, Layout
+from tessera.hosts.taps import probabilities
+from tessera.nn.layout import Block, Layout
 from tessera.nn.raster import raster
 from tessera.parts.tokens.evit import maps_each_token, put_back, reorganised
 from tessera.parts.tokens.fopru import significant_rows
-from tessera.parts.tokens.globalcom2 import class_logits, compressed, guided, lattice, tile_shares, tile_sums
+from tessera.parts.tokens.globalcom2 import compressed, guided, lattice, tile_shares, tile_sums
 from tessera.parts.tokens.m3 import pooled, squares
 from tessera.parts.tokens.pyramiddrop import evenly
 from tessera.parts.tokens.uniform import order
@@ -170,11 +171,11 @@ def test_images_without_a_thumbnail_are_refused() -> None:
             compressed(torch.zeros(len(places.row)), places, 0.5, 10.0)
 
 
-def test_class_logits_are_the_first_query_before_the_softmax() -> None:
+def test_class_logits_are_the_first_query_in_front_of_the_softmax() -> None:
     query, key = noise(2, 3, 5, 4), noise(2, 3, 5, 4, seed=1)
     expected = torch.einsum("bhd,bhkd->bk", query[:, :, 0], key) / 3 * 0.5
-    torch.testing.assert_close(class_logits(query, key, None), expected)
-    torch.testing.assert_close(class_logits(query, key, 1.0), expected * 2)
+    for scaling, times in ((None, 1), (1.0, 2)):
+        torch.testing.assert_close(probabilities(nn.Identity(), query, key, None, scaling, "class logits"), expected * times)
 
 
 # EViT

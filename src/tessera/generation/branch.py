@@ -10,7 +10,7 @@ Legend: B prompts, R rows of the main stream (B, or B times the beams), T tokens
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from tessera.generation.route import Route
 from tessera.generation.steps import ModelSteps, Reading
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 class Branch:
@@ -109,11 +109,10 @@ def _repeated(model: Any, inputs: Mapping[str, Any], times: int) -> dict[str, An
 def _aside(model: Any, host: Host | None) -> Iterator[None]:
     """What is noted of the main stream outlives a forward of the branch: a host's last prompt, and the offset of M-RoPE positions
     that models keep on themselves."""
-    noted = [(module, "rope_deltas", module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
-    if host is not None:
-        noted += [(host, name, getattr(host, name)) for name in ("current", "prefilled", "example")]
-    try:
-        yield
-    finally:
-        for owner, name, value in noted:
-            setattr(owner, name, value)
+    noted = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
+    with nullcontext() if host is None else host.aside():
+        try:
+            yield
+        finally:
+            for module, deltas in noted:
+                module.rope_deltas = deltas

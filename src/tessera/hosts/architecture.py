@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessera.errors import TesseraError, UserError
-from tessera.hosts.part import Block, Layout
+from tessera.nn.layout import Block, Layout
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -88,6 +88,11 @@ class Architecture:
     has_class_token: bool
     feature_block: int
     capabilities: frozenset[str]
+
+    @property
+    def attention_implementation(self) -> str:
+        """The language model's attention implementation."""
+        return str(self.language_model.config._attn_implementation or "eager")  # type: ignore[union-attr]
 
     def attention(self, layer: nn.Module) -> nn.Module:
         """The attention module of a decoder layer or tower block. Raises `UserError` if it has none that can be tapped."""

@@ -1,7 +1,7 @@
 """Overrides of one attention module, while the model keeps the kernel that it has.
 
-As with taps, the module gets its own copy of its configuration, which names a function of ours in transformers' registry; that
-function is handed the kernel that the module used before. Masks and all other layers stay as they are.
+The module gets its own copy of its configuration, which names a function of ours in transformers' registry; that function is
+handed the kernel that the module used before. Masks and all other layers stay as they are.
 
 Legend: B rows, H heads, G key-value heads, Q queries, K keys, D width of a head.
 """
@@ -9,6 +9,7 @@ Legend: B rows, H heads, G key-value heads, Q queries, K keys, D width of a head
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,7 +36,10 @@ class Attend(Protocol):
 
 
 def override_attention(attention: nn.Module, attend: Attend, undo: ExitStack) -> None:
-    """`attention` attends by `attend` until `undo` is closed; what is installed on it later must be undone earlier."""
+    """`attention` attends by `attend` until `undo` is closed; what is installed on it later must be undone earlier.
+
+    Raises `UserError` for eager attention that is no function which can be called.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     home = sys.modules[type(attention).__module__]
@@ -45,12 +49,13 @@ def override_attention(attention: nn.Module, attend: Attend, undo: ExitStack) ->
     kernel = registry[name] if name != "eager" else getattr(home, "eager_attention_forward", None)
     if kernel is None:
         raise UserError(f"the eager attention of {type(attention).__name__} cannot be overridden; load the model with sdpa.")
+    further = list(inspect.signature(kernel).parameters)[5:]
 
     def overridden(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if args:
-            kwargs = {"scaling": args[0], **kwargs}
+            kwargs |= dict(zip(further, args, strict=False))
         return attend(kernel, module, query, key, value, attention_mask, **kwargs)
 
     own = f"{name}_override_{id(attention):x}"  # the kernel's name stays a part of ours: models look for "flash" in it

@@ -7,73 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tessera.errors import TesseraError, UserError
-from tessera.hosts.part import HostPart, LayerView, Positions
-from tessera.hosts.positions import Call
-from tessera.hosts.remap import Memo
+from tessera.hosts.context import PlugContext
+from tessera.hosts.forward import Applied, ForwardPass
+from tessera.hosts.part import HostPart, LayerView, name_of
+from tessera.hosts.reader import AttentionReader, PartTaps
 from tessera.hosts.sequence import Decision, Sequence, TokenStage
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Applied:
-    """What was done at a boundary, for a layer that activation checkpointing computes again.
-
-    part   the one to ask for merged states, None if it changed none
-    order  [B, K'] places of the tokens that go on, None if all do
-    """
-
-    part: HostPart | None
-    order: Tensor | None
-    stage: TokenStage
-
-
-@dataclass(slots=True, eq=False)
-class ForwardPass:
-    """One forward of the language model.
-
-    stage     the tokens of the layer that runs
-    captured  what taps caught: (layer, kind) -> (the tokens of that layer, probabilities)
-    applied   what was done at each boundary that selected
-    """
-
-    sequence: Sequence
-    prefill: bool
-    stage: TokenStage
-    memo: Memo = field(default_factory=list)
-    rotary_calls: list[Call] = field(default_factory=list)
-    captured: dict[tuple[int, str], tuple[TokenStage, Tensor]] = field(default_factory=dict)
-    applied: dict[int, list[Applied]] = field(default_factory=dict)
+from tessera.hosts.values import Positions
 
 
 @dataclass(slots=True, eq=False)
 class Boundary:
     """The tokens that enter decoder layer `layer`: `stage` and their states `hidden` [B, K, E] change as parts act.
 
+    Parts are named by their numbers in the context.
+
+    taps     what each part has tapped
     kwargs   what the host passes to the layer, in full indices
     """
 
-    host: Host
+    context: PlugContext
+    taps: SequenceOf[PartTaps]
     layer: int
     current: ForwardPass
     stage: TokenStage
     hidden: Tensor
     kwargs: Mapping[str, Any]
 
-    def view(self, part: HostPart) -> LayerView:
-        """What `part` sees; until the next view, the host answers this part."""
-        stage = self.stage
-        self.host.asking = (part, stage)
+    def view(self, number: int) -> LayerView:
+        """What the part sees."""
+        stage, context = self.stage, self.context
         return LayerView(
-            host=self.host,
+            host=context.host,
+            reader=AttentionReader(
+                model=context.host.model,
+                architecture=context.architecture,
+                title=context.host.title,
+                taps=self.taps[number],
+                state=context.states.here(),
+                current=self.current,
+                stage=stage,
+            ),
             layer=self.layer,
             sequence=self.current.sequence,
             hidden=self.hidden,
@@ -86,18 +66,20 @@ class Boundary:
             query=stage.query,
         )
 
-    def transform(self, parts: SequenceOf[HostPart]) -> None:
+    def transform(self, parts: SequenceOf[int]) -> None:
         """Parts change hidden states."""
-        for part in parts:
-            found = part.transform(self.view(part))
+        for number in parts:
+            part = self.context.parts[number]
+            found = part.transform(self.view(number))
             if found is not None:
                 self.hidden = self._fitting(found, part)
 
-    def select(self, parts: SequenceOf[HostPart]) -> None:
+    def select(self, parts: SequenceOf[int]) -> None:
         """Parts say which tokens go on; each sees what the one before has left."""
         applied = []
-        for part in parts:
-            selection = part.select(self.view(part))
+        for number in parts:
+            part = self.context.parts[number]
+            selection = part.select(self.view(number))
             if selection is None:
                 continue
             merged = None if selection.hidden is None else self._fitting(selection.hidden, part)
@@ -105,14 +87,14 @@ class Boundary:
             keep = present if selection.keep is None else (selection.keep | ~self.stage.visual) & present
             done = self._apply(keep, merged, part.positions)
             if done is not None:
-                applied.append(Applied(None if merged is None else part, done[0], self.stage))
+                applied.append(Applied(None if merged is None else number, done[0], self.stage))
         self.current.applied[self.layer] = applied
 
     def again(self) -> None:
         """Does what was decided when this layer ran before in this forward; merged states are computed anew, for gradients."""
         for step in self.current.applied[self.layer]:
             if step.part is not None:
-                selection = step.part.select(self.view(step.part))
+                selection = self.context.parts[step.part].select(self.view(step.part))
                 assert selection is not None and selection.hidden is not None
                 self.hidden = selection.hidden
             if step.order is not None:
@@ -151,7 +133,7 @@ class Boundary:
     def _fitting(self, found: Tensor, part: HostPart) -> Tensor:
         if found.shape != self.hidden.shape:
             shapes = f"{tuple(found.shape)} for {tuple(self.hidden.shape)}"
-            raise TesseraError(f"{self.host.name_of(part)} gave hidden states {shapes} at layer {self.layer}.")
+            raise TesseraError(f"{name_of(part)} gave hidden states {shapes} at layer {self.layer}.")
         return found
 
 

@@ -26,7 +26,7 @@ from tessera.errors import UserError, unknown
 from tessera.hosts import zoo
 from tessera.hosts.architecture import Architecture, architecture
 from tessera.hosts.part import HostPart
-from tessera.hosts.plug import Host, plug
+from tessera.hosts.plug import PluggedHost, plug
 from tessera.hosts.tiny_configs import IMAGE, LAYERS, RECIPES, VIDEO
 
 TOLERANCE = 1e-5
@@ -286,7 +286,7 @@ def _part(target: type[HostPart], options: dict[str, Any], name: str) -> HostPar
     return target(build(target.Config, options, name))
 
 
-def _left(host: Host) -> float:
+def _left(host: PluggedHost) -> float:
     """Share of the visual tokens that reach the last layer."""
     assert host.prefilled is not None
     return int(host.prefilled.stages[-1].visual.sum()) / int(host.prefilled.visual.sum())

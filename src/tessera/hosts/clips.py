@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Layout, Selection
+from tessera.hosts.contract import Host
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.prompts import Images
 from tessera.hosts.sequence import images_of_rows
+from tessera.hosts.values import Selection
+from tessera.nn.layout import Layout
 from tessera.nn.raster import on_prompt
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
 
 
 class ClipPart(HostPart):
@@ -60,7 +61,7 @@ def clips(frames: Sequence[Tensor]) -> list[list[Tensor]]:
     return [list(run) for _, run in groupby(frames, key=lambda frame: frame.shape)]
 
 
-def pixels_of_tokens(host: Host, images: Any) -> list[Tensor]:
+def pixels_of_tokens(host: Host, images: Images | None) -> list[Tensor]:
     """Per image of a prompt, in order: the pixels under each of its visual tokens, [n, P].
 
     Raises `UserError` for features that were computed before, and for families whose images are no single raster.

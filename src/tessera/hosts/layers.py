@@ -11,44 +11,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-from tessera.hosts.boundary import Boundary, ForwardPass
+from tessera.hosts.boundary import Boundary
 from tessera.hosts.caches import attach_sequence, sequence_of
-from tessera.hosts.part import HostPart
-from tessera.hosts.prompts import replace
-from tessera.hosts.remap import pruned_arguments
+from tessera.hosts.captures import install_taps
+from tessera.hosts.context import PlugContext
+from tessera.hosts.forward import ForwardPass
+from tessera.hosts.inputs import replace
+from tessera.hosts.layer_inputs import layer_arguments
+from tessera.hosts.part import HostPart, name_of
+from tessera.hosts.reader import PartTaps, image_lengths
 from tessera.hosts.sequence import Sequence, TokenStage
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
 
 
 class LayerSocket:
     """The hooks of one session."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        count = host.layer_count
-        self.selecting: list[list[HostPart]] = [[] for _ in range(count)]
-        self.transforming: list[list[HostPart]] = [[] for _ in range(count)]
-        for part in host.parts:
-            wanted = part.boundaries(host)
+    def __init__(self, context: PlugContext) -> None:
+        """Raises `UserError` for parts that name layers which do not exist."""
+        self.context = context
+        self.taps: list[PartTaps] = []
+        count = len(context.architecture.layers)
+        self.selecting: list[list[int]] = [[] for _ in range(count)]
+        self.transforming: list[list[int]] = [[] for _ in range(count)]
+        for number, part in enumerate(context.parts):
+            wanted = part.boundaries(context.host)
             for layer in range(count) if wanted is None else sorted(wanted):
                 if not 0 <= layer < count:
-                    raise UserError(f"{host.name_of(part)}: there is no layer {layer}; {host.title} has layers 0 to {count - 1}.")
+                    title = context.host.title
+                    raise UserError(f"{name_of(part)}: there is no layer {layer}; {title} has layers 0 to {count - 1}.")
                 if type(part).select is not HostPart.select:
-                    self.selecting[layer].append(part)
+                    self.selecting[layer].append(number)
                 if type(part).transform is not HostPart.transform:
-                    self.transforming[layer].append(part)
+                    self.transforming[layer].append(number)
+
+    def tap(self, undo: ExitStack) -> None:
+        """Installs the taps that the parts want, until `undo` is closed."""
+        self.taps = install_taps(self.context, undo)
 
     def install(self, undo: ExitStack) -> None:
         """Installs the hooks until `undo` is closed: on layers where a part may act, and on all behind a possible drop."""
-        architecture = self.host.architecture
+        architecture = self.context.architecture
         first = next((layer for layer, parts in enumerate(self.selecting) if parts), len(self.selecting))
         undo.callback(architecture.language_model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         undo.callback(architecture.language_model.register_forward_hook(self._end, with_kwargs=True).remove)
@@ -64,7 +72,7 @@ class LayerSocket:
     # One forward
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        host = self.host
+        context, state = self.context, self.context.states.own()
         cache: Any = kwargs.get("past_key_values")
         embeds = kwargs.get("inputs_embeds")
         tokens: Any = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
@@ -75,7 +83,7 @@ class LayerSocket:
             return
         if cache is not None and length > 1 and len(cache.layers) and _filled(cache):
             raise UserError("this cache was filled before the parts were plugged in: begin the generation inside the context.")
-        prompt = host.prompt
+        prompt = state.prompt
         visual = prompt.visual(rows, length, embeds is not None, tokens.device)
         real = prompt.real(visual, kwargs.get("attention_mask"))
         sequence = Sequence(
@@ -83,51 +91,50 @@ class LayerSocket:
             visual=visual,
             real=real,
             query=prompt.query(visual, real),
-            layers=host.layer_count,
-            session=host.session,
+            layers=len(context.architecture.layers),
+            session=context.session,
             has_visual=bool(visual.any()),
-            counts=host.image_lengths,
+            images=prompt.latest(),
+            counts=partial(image_lengths, context.host.model, context.architecture),
         )
-        sequence.images = prompt.latest()
-        host.begin(ForwardPass(sequence, True, sequence.root), prompt.call or (module, args, kwargs))
+        state.current, state.prefilled = ForwardPass(sequence, True, sequence.root), sequence
+        caller, given, named = prompt.call or (module, args, kwargs)
+        state.example = (caller, given, {name: value for name, value in named.items() if name != "past_key_values"})
         prompt.forget()
         if cache is not None:
             attach_sequence(cache, sequence)
-            host.caches.add(cache)
+            context.caches.add(cache)
 
     def _continue(self, sequence: Sequence, length: int) -> None:
-        host = self.host
-        ids = host.prompt.ids
-        if length > 1 and ids is not None:
-            images = torch.tensor(host.architecture.image_token_ids, device=ids.device)
-            if bool(torch.isin(ids, images).any()):
-                raise UserError(
-                    "images behind a filled cache (a later turn, or a prefill in chunks) are not supported while parts are "
-                    "plugged in: give the full conversation in one prompt."
-                )
-        if sequence.session is not host.session:
+        state, session = self.context.states.own(), self.context.session
+        if length > 1 and state.prompt.brings_images():
+            raise UserError(
+                "images behind a filled cache (a later turn, or a prefill in chunks) are not supported while parts are "
+                "plugged in: give the full conversation in one prompt."
+            )
+        if sequence.session is not session:
             if sequence.dropped:
                 raise UserError("this cache was filled while other parts were plugged in, and they dropped tokens: begin anew.")
-            sequence.session = host.session
-        host.prompt.forget()
-        host.current = ForwardPass(sequence, False, sequence.root)
+            sequence.session = session
+        state.prompt.forget()
+        state.current = ForwardPass(sequence, False, sequence.root)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        current = self.host.current
+        current = self.context.current
         if current is None or not current.prefill:
             return
         for value in output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ():
             if hasattr(value, "get_mask_sizes") and hasattr(value, "layers") and sequence_of(value) is None:
                 attach_sequence(value, current.sequence)
-                self.host.caches.add(value)
+                self.context.caches.add(value)
 
     # One boundary
 
     def _boundary(self, layer: int) -> Callable[..., Any]:
-        transforming, host = self.transforming[layer], self.host
+        transforming, context = self.transforming[layer], self.context
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            current = host.current
+            current = context.current
             if current is None:
                 return None
             if current.prefill:
@@ -136,17 +143,17 @@ class LayerSocket:
             if not transforming and (stage.full or _as_it_is(stage, layer, kwargs)):
                 return None
             given = args[0] if args else kwargs["hidden_states"]
-            boundary = Boundary(host, layer, current, stage, given, kwargs)
+            boundary = Boundary(context, self.taps, layer, current, stage, given, kwargs)
             boundary.transform(transforming)
             return self._arguments(boundary, given, args)
 
         return hook
 
     def _prefill(self, layer: int, current: ForwardPass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sequence, replayed = current.sequence, self.host.replayed
+        sequence, replayed = current.sequence, self.context.states.here().replayed
         given = args[0] if args else kwargs["hidden_states"]
         entered = sequence.stages[layer - 1] if layer else sequence.root
-        boundary = Boundary(self.host, layer, current, entered, given, kwargs)
+        boundary = Boundary(self.context, self.taps, layer, current, entered, given, kwargs)
         boundary.transform(self.transforming[layer])
         if sequence.has_visual and layer in current.applied:
             boundary.again()
@@ -162,31 +169,17 @@ class LayerSocket:
     def _arguments(self, boundary: Boundary, given: Tensor, args: tuple[Any, ...]) -> Any:
         kwargs = boundary.kwargs
         if not boundary.stage.full:
-            kwargs = self.pruned(boundary.layer, boundary.current, boundary.stage, boundary.hidden, kwargs)
+            kwargs = layer_arguments(
+                self.context.architecture, boundary.current, boundary.layer, boundary.stage, boundary.hidden, kwargs
+            )
         elif boundary.hidden is given:
             return None
         return ((boundary.hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": boundary.hidden})
 
-    def pruned(
-        self, layer: int, current: ForwardPass, stage: TokenStage, hidden: Tensor, kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Keyword arguments of a layer for the tokens of `stage`."""
-        return pruned_arguments(
-            kwargs,
-            current.sequence,
-            stage,
-            layer,
-            hidden,
-            prefill=current.prefill,
-            memo=current.memo,
-            implementation=self.host.implementation,
-            rotations=lambda stage, given: self.host.position_socket.rotations(current, stage, given),
-        )
-
     # Behind the layers
 
     def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        current = self.host.current
+        current = self.context.current
         if current is None or not current.prefill or current.sequence.stages[-1].full:
             return None
         index = current.sequence.stages[-1].index
@@ -199,7 +192,7 @@ class LayerSocket:
         """Features of the tower's earlier blocks go to the visual tokens that are left."""
 
         def process(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-            current = self.host.current
+            current = self.context.current
             if current is None or not current.prefill or current.stage.full or hidden_states.shape[1] == current.sequence.length:
                 return original(hidden_states, visual_pos_masks, visual_embeds)
             stage = current.stage

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tessera.hosts.prompts import replace
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+from tessera.hosts.inputs import replace
 
 
-def wrap_generate(host: Host, undo: ExitStack) -> None:
-    """`model.generate` gets the parts' processors behind the caller's own, until `undo` is closed."""
-    model: Any = host.model
+def wrap_generate(model: Any, processors: Callable[[Mapping[str, Any]], list[Any]], undo: ExitStack) -> None:
+    """`model.generate` gets what `processors` makes for its inputs behind the caller's own, until `undo` is closed."""
     original = model.generate
 
     @functools.wraps(original)
@@ -25,7 +22,7 @@ def wrap_generate(host: Host, undo: ExitStack) -> None:
         if args and args[0] is not None:
             inputs.setdefault("input_ids", args[0])
         own = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
-        own.extend(host.logits_processors(inputs))
+        own.extend(processors(inputs))
         return original(*args, logits_processor=own, **kwargs)
 
     replace(model, "generate", generate, undo)

@@ -12,60 +12,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tessera.hosts.contract import Host
+from tessera.hosts.reader import AttentionReader
+from tessera.hosts.sequence import Sequence as HostSequence
+from tessera.hosts.values import Positions, Selection, Tap
+from tessera.nn.layout import Layout
 from tessera.nn.reduction import keep_top
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
-    from tessera.hosts.sequence import Sequence as HostSequence
-
-Tap: TypeAlias = Literal["last", "received", "class", "full"]
-"""What is captured of one attention layer, averaged over heads: probabilities of the last instruction token [B, K], mean over
-queries of what each key receives [B, K], the class token's row [B, K], everything [B, K, K]."""
-
-Positions: TypeAlias = Literal["keep", "reindex"]
-"""Positions of the tokens that stay after a drop: their own, or counted anew without gaps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A raster of visual tokens inside one image's tokens.
-
-    start    index of its first token among the image's tokens; rows x columns tokens follow in reading order
-    newline  whether each row is followed by one more token that is no place of the image
-    box      (x0, y0, x1, y1) of what it shows, in the image's unit square
-    whole    whether it shows the whole image (a thumbnail) beside tiles that show more detail
-    """
-
-    start: int
-    rows: int
-    columns: int
-    newline: bool = False
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    whole: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the `tokens` visual tokens of one image stand; no blocks when the family gives no raster (a Q-Former)."""
-
-    tokens: int
-    blocks: tuple[Block, ...] = ()
-
-
-@dataclass(slots=True)
-class Selection:
-    """What a part decides at a layer boundary, in prefill.
-
-    keep    [B, K] bool, tokens that go on (False only at visual tokens); None: all
-    hidden  [B, K, E], the tokens' new states before any is dropped (merged ones); None: as they were
-    """
-
-    keep: Tensor | None = None
-    hidden: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +30,7 @@ class LayerView:
 
     In decoding steps (`prefill` False) only host, layer, sequence and hidden mean something.
 
+    reader   answers the methods below, for the part that was given this view
     hidden   [B, K, E]
     index    [B, K] int64, full index of each token, increasing
     present  [B, K] bool, False at filler slots of ragged rows
@@ -84,6 +41,7 @@ class LayerView:
     """
 
     host: Host
+    reader: AttentionReader
     layer: int
     sequence: HostSequence
     hidden: Tensor
@@ -97,22 +55,22 @@ class LayerView:
 
     def attention(self, layer: int) -> Tensor:
         """What the part's tap at language-model layer `layer` (an earlier one) captured in this prefill."""
-        return self.host.captured(layer)
+        return self.reader.captured(layer)
 
     def probe(self) -> Tensor:
         """[B, K]: attention of the last instruction token by this layer's own queries and keys, computed now."""
-        return self.host.probe(self)
+        return self.reader.probe(self.layer, self.hidden, self.kwargs)
 
     def tower_scores(self) -> Tensor:
         """[B, K] float: the tower tap's score of each visual token (several patches: their mean), -inf elsewhere.
 
         Tokens that show no place (newlines) score +inf: they always stay.
         """
-        return self.host.tower_scores(self)
+        return self.reader.tower_scores()
 
     def layouts(self) -> Sequence[Sequence[Layout]]:
         """Per row, the layouts of its images, in the order of their tokens."""
-        return self.host.layouts(self)
+        return self.reader.layouts()
 
     def keep_top(self, score: Tensor, count: Tensor) -> Tensor:
         """[B, K] bool: every token that is not visual, and per row the `count [B]` visual ones with the highest `score [B, K]`;
@@ -191,3 +149,9 @@ class HostPart:
     def logits_processors(self, host: Host, inputs: Mapping[str, Any]) -> list[Any]:
         """Logits processors (transformers' protocol) for a generation that was begun with `inputs`."""
         return []
+
+
+def name_of(part: HostPart) -> str:
+    """The name of a part: its file's in the wing, else its class's."""
+    module = type(part).__module__.split(".")
+    return module[3] if module[:2] == ["tessera", "parts"] else type(part).__name__

@@ -9,10 +9,9 @@ Hooks only: no forward is copied, no class is changed, and everything is undone 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,118 +19,135 @@ from tessera import registry
 from tessera.config import build
 from tessera.errors import TesseraError, UserError, unknown
 from tessera.hosts.architecture import CAPABILITIES, Architecture, architecture
-from tessera.hosts.boundary import ForwardPass
 from tessera.hosts.caches import detach_sequence
+from tessera.hosts.context import PlugContext
+from tessera.hosts.contract import Host
+from tessera.hosts.forward import ForwardPass, ThreadStates
+from tessera.hosts.inputs import InputHooks
 from tessera.hosts.layers import LayerSocket
 from tessera.hosts.logits import wrap_generate
-from tessera.hosts.part import HostPart, LayerView, Layout
+from tessera.hosts.part import HostPart, name_of
 from tessera.hosts.positions import PositionSocket
 from tessera.hosts.prompts import Prompt
-from tessera.hosts.sequence import PlugSession, TokenStage
+from tessera.hosts.report import CostReport, Measured, measure
 from tessera.hosts.sequence import Sequence as HostSequence
-from tessera.hosts.views import Captures
-
-if TYPE_CHECKING:
-    from tessera.hosts.report import CostReport
 
 
-class Host:
+class PluggedHost(Host):
     """A transformers vision-language model and its sockets. Made by `attach`, filled by `plug`."""
 
     def __init__(self, model: nn.Module, found: Architecture | None = None) -> None:
         """Raises `UserError` for a model that cannot be a host, with the reason."""
-        self.model = model
-        self.architecture = architecture(model) if found is None else found
-        self.layers = self.architecture.layers
-        self.layer_count = len(self.layers)
+        self._model = model
+        self._architecture = architecture(model) if found is None else found
         self.parts: tuple[HostPart, ...] = ()
-        self.prompt = Prompt(self.architecture)
-        self.current: ForwardPass | None = None
-        self.replayed: HostSequence | None = None
-        self.asking: tuple[HostPart, TokenStage] | None = None
-        self.session = PlugSession()
-        self.session.open = False
-        self.caches: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.example: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None
-        self.prefilled: HostSequence | None = None
-        self.undo: ExitStack | None = None
+        self._states = self._new_states()
+        self._context: PlugContext | None = None
+        self._undo: ExitStack | None = None
         """What takes the hooks out again; None while nothing is plugged in."""
-        self._captures = Captures(self)
+
+    def _new_states(self) -> ThreadStates:
+        return ThreadStates(lambda: Prompt(self.architecture.image_token_ids))
+
+    # What it is
+
+    @property
+    def model(self) -> Any:
+        """See `Host`."""
+        return self._model
+
+    @property
+    def architecture(self) -> Architecture:
+        """See `Host`."""
+        return self._architecture
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """See `Host`."""
+        return self._architecture.layers
+
+    @property
+    def layer_count(self) -> int:
+        """See `Host`."""
+        return len(self._architecture.layers)
 
     @property
     def title(self) -> str:
-        """The model's family, for people."""
+        """See `Host`."""
         title = self.architecture.family.title
         return title if title != "generic" else str(getattr(self.model.config, "model_type", type(self.model).__name__))
 
+    # What it does in this thread
+
     @property
-    def implementation(self) -> str:
-        """The language model's attention implementation."""
-        return str(self.architecture.language_model.config._attn_implementation or "eager")  # type: ignore[union-attr]
+    def current(self) -> ForwardPass | None:
+        """The forward that this thread runs, or ran last."""
+        return self._states.here().current
+
+    @property
+    def prefilled(self) -> HostSequence | None:
+        """The sequence of this thread's last prefill."""
+        return self._states.own().prefilled
 
     @property
     def sequence(self) -> HostSequence | None:
-        """The sequence of the forward that runs, or ran last."""
-        return None if self.current is None else self.current.sequence
+        """See `Host`."""
+        current = self.current
+        return None if current is None else current.sequence
 
     @property
     def prefill(self) -> bool:
-        """Whether that forward is a prefill."""
-        return self.current is not None and self.current.prefill
+        """See `Host`."""
+        current = self.current
+        return current is not None and current.prefill
 
     def visual_at(self, layer: int) -> Tensor | None:
-        """[B, K] bool: visual ones among the tokens of decoder layer `layer` in this forward; None when there are none (decoding,
-        or a prompt without images)."""
+        """See `Host`."""
         current = self.current
         if current is None or not current.prefill or not current.sequence.has_visual:
             return None
         return current.sequence.stages[layer].visual
 
-    def captured(self, layer: int) -> Tensor:
-        """What the asking part's tap at language-model layer `layer` captured in this prefill, for the tokens of its view."""
-        return self._captures.language(layer)
-
-    def probe(self, view: LayerView) -> Tensor:
-        """[B, K] float32: attention of the last instruction token by the layer's own queries and keys on `view.hidden`."""
-        return self._captures.probe(view)
-
-    def tower_scores(self, view: LayerView) -> Tensor:
-        """[B, K] float32: the tower tap's score of each visual token, -inf elsewhere, +inf for tokens that show no place."""
-        return self._captures.tower_scores(view)
-
-    def layouts(self, view: LayerView) -> Sequence[Sequence[Layout]]:
-        """Per row, the layouts of its images, in the order of their tokens."""
-        return self._captures.layouts(view.sequence)
-
-    def image_lengths(self, sequence: HostSequence) -> list[int] | None:
-        """Tokens per image in the order of the prompt; None where the family does not know."""
-        if "raster" not in self.architecture.capabilities or sequence.images is None:
-            return None
-        return [layout.tokens for layout in self.architecture.family.layouts(self.model, sequence.images.inputs)]
-
     def logits_processors(self, inputs: Mapping[str, Any]) -> list[Any]:
         """The logits processors of all parts, for a generation that begins with `inputs`."""
         return [processor for part in self.parts for processor in part.logits_processors(self, inputs)]
 
-    def begin(self, current: ForwardPass, call: tuple[nn.Module, tuple[Any, ...], dict[str, Any]]) -> None:
-        """A prefill begins."""
-        self.current, self.prefilled = current, current.sequence
-        module, args, kwargs = call
-        self.example = (module, args, {k: v for k, v in kwargs.items() if k != "past_key_values"})
+    @contextmanager
+    def replay(self, sequence: HostSequence) -> Iterator[Host]:
+        """Prefills of this thread drop and merge what was dropped and merged in `sequence`, instead of asking the parts; further
+        tokens stay. So a forward without cache computes what a cached generation did.
+        """
+        state = self._states.own()
+        before, state.replayed = state.replayed, sequence
+        try:
+            yield self
+        finally:
+            state.replayed = before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What this thread runs meanwhile leaves no trace: the host goes on telling of the forward before."""
+        with self._states.aside():
+            yield
 
     def report(self, rounds: int = 5, decode_tokens: int = 8) -> CostReport:
-        """Tokens, FLOPs, key-value bytes and measured time of the last prompt, against the plain model. Runs both `rounds` times.
+        """Tokens, FLOPs, key-value bytes and measured time of this thread's last prompt, against the plain model. Runs both
+        `rounds` times.
 
         Raises `UserError` if nothing has run yet.
         """
-        from tessera.hosts.report import measure
-
-        return measure(self, rounds, decode_tokens)
+        state = self._states.own()
+        if self._undo is None or state.prefilled is None or state.example is None:
+            raise UserError("nothing has run yet: call the model or generate inside the context, then ask for the report.")
+        names = tuple(name_of(part) for part in self.parts)
+        measured = Measured(self.model, self.architecture, self.title, names, state.prefilled, state.example)
+        with self.aside():
+            return measure(measured, self._states, self._without_hooks, rounds, decode_tokens)
 
     # Plugging
 
     @contextmanager
-    def plug(self, *parts: HostPart | str, **options: Any) -> Iterator[Host]:
+    def plug(self, *parts: HostPart | str, **options: Any) -> Iterator[PluggedHost]:
         """Plugs parts (or names of registered parts, `options` being those of the one name) in, for the time of the context.
 
         Raises `UserError` for parts that this host cannot take or that exclude each other.
@@ -140,59 +156,54 @@ class Host:
             raise UserError("parts are plugged into this model already: plug all of them at once, plug(model, first, second).")
         built = _built(parts, options)
         self._check(built)
-        self.parts, self.session = built, PlugSession()
+        self.parts, self._states = built, self._new_states()
+        context = self._context = PlugContext(self, self.architecture, built, self._states)
         self.model.__dict__["_tessera_plugged"] = True
         try:
-            self.insert()
+            self._insert(context)
             yield self
         finally:
-            self.remove()
-            self.session.open = False
+            self._remove()
+            context.session.open = False
             self.model.__dict__.pop("_tessera_plugged", None)
-            for cache in list(self.caches):
+            for cache in list(context.caches):
                 detach_sequence(cache)
-            self.caches.clear()
-            self.parts = ()
-            self.current = self.replayed = self.asking = self.example = self.prefilled = None
+            self._context, self.parts, self._states = None, (), self._new_states()
 
-    def insert(self) -> None:
+    def _insert(self, context: PlugContext) -> None:
         """Puts the hooks of all parts into the model."""
         with ExitStack() as undo:
-            self.prompt.install(self.model, undo)
-            layers = LayerSocket(self)
-            self.position_socket = PositionSocket(self)
-            self.layer_socket = layers
-            self._captures.install(undo)
+            InputHooks(context.states).install(self.model, self.architecture.base, undo)
+            layers, positions = LayerSocket(context), PositionSocket(context)
+            layers.tap(undo)
             for part in self.parts:
                 part.install(self, undo)
             layers.install(undo)
-            self.position_socket.install(undo)
+            positions.install(undo)
             if any(type(part).logits_processors is not HostPart.logits_processors for part in self.parts):
-                wrap_generate(self, undo)
-            self.undo = undo.pop_all()
+                wrap_generate(self.model, self.logits_processors, undo)
+            self._undo = undo.pop_all()
 
-    def remove(self) -> None:
+    def _remove(self) -> None:
         """Takes all hooks out of the model."""
-        if self.undo is not None:
-            self.undo.close()
-            self.undo = None
+        if self._undo is not None:
+            self._undo.close()
+            self._undo = None
 
     @contextmanager
-    def replay(self, sequence: HostSequence) -> Iterator[Host]:
-        """Prefills drop and merge what was dropped and merged in `sequence`, instead of asking the parts; further tokens stay.
-
-        So a forward without cache computes what a cached generation did.
-        """
-        before, self.replayed = self.replayed, sequence
+    def _without_hooks(self) -> Iterator[None]:
+        """The plain model for a while."""
+        assert self._context is not None
+        self._remove()
         try:
-            yield self
+            yield
         finally:
-            self.replayed = before
+            self._insert(self._context)
 
     def _check(self, parts: tuple[HostPart, ...]) -> None:
         has, claimed = self.architecture.capabilities, dict[str, str]()
         for part in parts:
-            name = self.name_of(part)
+            name = name_of(part)
             for needed in part.needs:
                 if needed not in CAPABILITIES:
                     raise TesseraError(f"{name} needs {needed!r}, which is no capability of hosts.")
@@ -210,21 +221,15 @@ class Host:
         if len({part.positions for part in selecting}) > 1:
             raise UserError("of the parts that drop tokens some keep positions and some count anew: choose one for all.")
 
-    @staticmethod
-    def name_of(part: HostPart) -> str:
-        """The name of a part: its file's in the wing, else its class's."""
-        module = type(part).__module__.split(".")
-        return module[3] if module[:2] == ["tessera", "parts"] else type(part).__name__
 
-
-def attach(model: nn.Module) -> Host:
+def attach(model: nn.Module) -> PluggedHost:
     """A transformers vision-language model as a host. Raises `UserError` for one that cannot be, with the reason."""
-    return Host(model)
+    return PluggedHost(model)
 
 
 @contextmanager
-def plug(model: nn.Module, *parts: HostPart | str, **options: Any) -> Iterator[Host]:
-    """Plugs parts into a model for the time of the context, and gives its `Host`.
+def plug(model: nn.Module, *parts: HostPart | str, **options: Any) -> Iterator[PluggedHost]:
+    """Plugs parts into a model for the time of the context, and gives its host.
 
     A part is a `HostPart` or the name of a registered one; `options` belong to the one name there is. Raises `UserError` for an
     unknown name or option, a model that cannot be a host, and parts that it cannot take.

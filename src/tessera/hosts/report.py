@@ -12,19 +12,18 @@ import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
-
-if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
-    from tessera.hosts.sequence import Sequence
+from tessera.hosts.architecture import Architecture
+from tessera.hosts.forward import ModelCall, ThreadStates
+from tessera.hosts.sequence import Sequence
 
 _LEFT_OUT = (
     "past_key_values",
@@ -102,27 +101,40 @@ class CostReport:
         return "\n".join([head, f"  tokens        {', '.join(layers)}", *lines])
 
 
-def measure(host: Host, rounds: int, decode_tokens: int) -> CostReport:
-    """See `Host.report`."""
-    sequence, example = host.prefilled, host.example
-    if sequence is None or example is None or host.undo is None:
-        raise UserError("nothing has run yet: call the model or generate inside the context, then ask for the report.")
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What is measured: a host's model, the names of its parts, and the last prompt with the call that it came in."""
+
+    model: Any
+    architecture: Architecture
+    title: str
+    parts: tuple[str, ...]
+    sequence: Sequence
+    example: ModelCall
+
+
+def measure(
+    what: Measured,
+    states: ThreadStates,
+    without_parts: Callable[[], AbstractContextManager[None]],
+    rounds: int,
+    decode_tokens: int,
+) -> CostReport:
+    """See `PluggedHost.report`. without_parts: a context in which the model runs plain."""
     if rounds < 1 or decode_tokens < 1:
         raise UserError("a report needs at least one round and one decoding step.")
-    current = host.current
-    run = _Run(host, sequence, example)
+    sequence, run = what.sequence, _Run(what, states)
     flops: dict[str, int] = {}
     bytes_: dict[str, int] = {}
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "plugged": []}
-    with torch.no_grad(), _evaluating(host.model):
+    with torch.no_grad(), _evaluating(what.model):
         for number in range(rounds + 1):
-            for which in ("plain", "plugged"):
-                with _plain(host, which == "plain"):
+            for which, context in (("plain", without_parts), ("plugged", nullcontext)):
+                with context():
                     if number == 0:  # warms up, too
                         flops[which], bytes_[which] = run.count()
                     else:
                         times[which].append(run.time(decode_tokens))
-    host.current, host.prefilled, host.example = current, sequence, example
     costs = {
         which: GenerationCost(
             flops[which],
@@ -133,8 +145,8 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> CostReport:
         for which, found in times.items()
     }
     return CostReport(
-        parts=tuple(host.name_of(part) for part in host.parts),
-        host=host.title,
+        parts=what.parts,
+        host=what.title,
         rows=sequence.visual.shape[0],
         prompt=_mean(sequence.real),
         visual=_mean(sequence.visual),
@@ -148,9 +160,10 @@ def measure(host: Host, rounds: int, decode_tokens: int) -> CostReport:
 class _Run:
     """A prefill and decoding steps like those of the last prompt, on a cache of their own."""
 
-    def __init__(self, host: Host, sequence: Sequence, example: tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]) -> None:
-        self.host, self.sequence = host, sequence
-        self.module, self.args, given = example
+    def __init__(self, what: Measured, states: ThreadStates) -> None:
+        self.what, self.states, self.sequence = what, states, what.sequence
+        sequence = what.sequence
+        self.module, self.args, given = what.example
         self.kwargs = {name: value for name, value in given.items() if name not in _LEFT_OUT}
         mask = self.kwargs.get("attention_mask")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):  # made for the cache of that time
@@ -158,9 +171,9 @@ class _Run:
         if "logits_to_keep" in inspect.signature(self.module.forward).parameters:
             self.kwargs["logits_to_keep"] = 1
         images = sequence.images
-        encoded = images is not None and "pixel_values" not in self.kwargs and sequence.has_visual
-        self.images: Mapping[str, Any] | None = images.inputs if encoded else None
-        self.language_model: Any = host.architecture.language_model
+        encoded = "pixel_values" not in self.kwargs and sequence.has_visual
+        self.images: Mapping[str, Any] | None = images.inputs if encoded and images is not None else None
+        self.language_model: Any = what.architecture.language_model
         self.takes = inspect.signature(self.language_model.forward).parameters
 
     def prefill(self) -> Any:
@@ -169,10 +182,10 @@ class _Run:
 
         cache = DynamicCache(config=self.language_model.config)
         if self.images is not None:
-            base: Any = self.host.architecture.base
+            base: Any = self.what.architecture.base
             base.get_image_features(**self.images)
         if self.module is self.language_model:  # nobody showed it the prompt's ids
-            self.host.prompt.placeholders = self.sequence.visual
+            self.states.own().prompt.placeholders = self.sequence.visual
         self.module(*self.args, **self.kwargs, past_key_values=cache, use_cache=True)
         return cache
 
@@ -181,7 +194,7 @@ class _Run:
         real = self.sequence.real
         ids = torch.zeros(real.shape[0], 1, dtype=torch.int64, device=real.device)
         embeds = self.language_model.get_input_embeddings()(ids)
-        head: Any = self.host.model.get_output_embeddings()  # type: ignore[operator]
+        head: Any = self.what.model.get_output_embeddings()
         mask, positions = real.long(), real.sum(1, keepdim=True)
         for step in range(tokens):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -216,19 +229,6 @@ class _Run:
         kind = self.sequence.real.device.type
         if kind != "cpu":
             getattr(torch, kind).synchronize()
-
-
-@contextmanager
-def _plain(host: Host, wanted: bool) -> Iterator[None]:
-    """Takes the parts out for a while."""
-    if not wanted:
-        yield
-        return
-    host.remove()
-    try:
-        yield
-    finally:
-        host.insert()
 
 
 @contextmanager

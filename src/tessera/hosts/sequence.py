@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.hosts.part import Positions
+from tessera.hosts.prompts import Images
+from tessera.hosts.values import Positions
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +106,7 @@ class Sequence:
     layers: int
     session: PlugSession
     has_visual: bool
-    images: Any = None
+    images: Images | None = None
     counts: Callable[[Sequence], list[int] | None] | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
     stages: list[TokenStage] = field(default_factory=list)

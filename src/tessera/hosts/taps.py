@@ -1,15 +1,12 @@
 """Attention of single modules, captured while the fast kernels run.
 
-One attention module gets its own copy of its configuration, which names an attention function of ours in transformers' registry;
-that function computes the probabilities that are wanted and then calls the kernel that the model uses. Nothing else changes.
+An override that changes nothing computes the probabilities that are wanted, and then calls the kernel that the model uses.
 
 Legend: B rows, H heads, G key-value heads, Q queries, K keys, D width of a head.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeAlias
@@ -17,8 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from tessera.errors import TesseraError
-from tessera.hosts.part import Tap
+from tessera.hosts.attention_override import override_attention
+from tessera.hosts.values import Tap
 
 Listener: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Any, float | None], None]
 """Called with module, query [B, H, Q, D], key [B, G, K, D], mask, scaling (None: 1 / sqrt(D)) before the kernel runs."""
@@ -29,61 +26,36 @@ AT_ONCE = 2**24
 
 def listen(attention: nn.Module, listener: Listener, undo: ExitStack) -> None:
     """Calls `listener` whenever `attention` attends, until `undo` is closed. Several listeners may share a module."""
-    listeners: list[Listener] | None = attention.__dict__.get("_tessera_listeners")
-    if listeners is None:
-        listeners = attention.__dict__["_tessera_listeners"] = []
-        _divert(attention, listeners)
-    listeners.append(listener)
-    own = listeners
+    shared: _Listeners | None = attention.__dict__.get("_tessera_listeners")
+    if shared is None:
+        shared = _Listeners()
+        override_attention(attention, shared.attend, shared.undo)
+        attention.__dict__["_tessera_listeners"] = shared
+    own = shared
+    own.listeners.append(listener)
 
     def remove() -> None:
-        own.remove(listener)
-        if not own:
-            _restore(attention)
+        own.listeners.remove(listener)
+        if not own.listeners:
+            own.undo.close()
+            del attention.__dict__["_tessera_listeners"]
 
     undo.callback(remove)
 
 
-def _registry(attention: nn.Module) -> Any:
-    """The registry that the module's own file reads."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+class _Listeners:
+    """Those of one module, which attends as ever behind them."""
 
-    return getattr(sys.modules[type(attention).__module__], "ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-
-
-def _divert(attention: nn.Module, listeners: list[Listener]) -> None:
-    config: Any = attention.config
-    name = config._attn_implementation or "eager"
-    registry = _registry(attention)
-    if name == "eager":
-        kernel = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
-        if kernel is None:
-            raise TesseraError(f"the eager attention of {type(attention).__name__} is not a function that can be called.")
-    else:
-        kernel = registry[name]
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.undo = ExitStack()
 
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+        self, kernel: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> Any:
-        scaling = kwargs.get("scaling", args[0] if args else None)
-        for listener in tuple(listeners):
-            listener(module, query, key, attention_mask, scaling)
-        return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-
-    # the kernel's name stays a part of ours: models look for "flash" in it
-    own_name = f"{name}_tapped_{id(attention):x}"
-    registry[own_name] = attend
-    attention.__dict__["_tessera_config"] = config
-    own: Any = copy.copy(config)
-    own._attn_implementation_internal = own_name
-    attention.config = own
-
-
-def _restore(attention: nn.Module) -> None:
-    own: Any = attention.config
-    del _registry(attention)[own._attn_implementation]
-    attention.config = attention.__dict__.pop("_tessera_config")
-    del attention.__dict__["_tessera_listeners"]
+        for listener in tuple(self.listeners):
+            listener(module, query, key, mask, kwargs.get("scaling"))
+        return kernel(module, query, key, value, mask, **kwargs)
 
 
 @torch.no_grad()
@@ -97,7 +69,8 @@ def probabilities(
     last: Tensor | None = None,
     real: Tensor | None = None,
 ) -> Tensor:
-    """Attention probabilities, averaged over heads, without a gradient: float32 [B, K], for "full" [B, Q, K].
+    """Attention probabilities (of "class logits" scores), averaged over heads, without a gradient: float32 [B, K], of "full"
+    [B, Q, K].
 
     last  [B] int64, the query of "last"; None: the last one
     real  [B, Q] bool, queries that count for "received"; None: all
@@ -106,11 +79,13 @@ def probabilities(
     device = query.device
     if kind == "last":
         chosen = torch.full((rows, 1), queries - 1, device=device) if last is None else last.view(rows, 1)
-    elif kind == "class":
+    elif kind in ("class", "class logits"):
         chosen = torch.zeros(rows, 1, dtype=torch.int64, device=device)
     else:
         chosen = torch.arange(queries, device=device).expand(rows, queries)
     step = max(1, AT_ONCE // max(1, rows * query.shape[1] * key.shape[2]))
+    if kind == "class logits":
+        return _scores(query, key, scaling, chosen).mean((1, 2))[:, 0]
     found = [_rows(module, query, key, mask, scaling, part) for part in chosen.split(step, 1)]
     if kind == "full":
         return torch.cat(found, 1)
@@ -124,11 +99,9 @@ def probabilities(
 
 def _rows(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None, chosen: Tensor) -> Tensor:
     """Rows `chosen` [B, R] of the attention matrix, averaged over heads: [B, R, K]."""
-    (rows, heads, queries, width), (groups, keys) = query.shape, key.shape[1:3]
+    (rows, heads, queries, _), (groups, keys) = query.shape, key.shape[1:3]
     count = chosen.shape[1]
-    picked = query.gather(2, chosen[:, None, :, None].expand(rows, heads, count, width))
-    grouped = picked.view(rows, groups, heads // groups, count, width)
-    scores = (grouped @ key[:, :, None].transpose(-1, -2)).float() * (width**-0.5 if scaling is None else scaling)
+    scores = _scores(query, key, scaling, chosen)
     if isinstance(mask, Tensor) and mask.dim() == 4:
         part = mask[..., :keys].expand(rows, mask.shape[1], queries, keys)
         part = part.gather(2, chosen[:, None, :, None].expand(rows, mask.shape[1], count, keys))
@@ -142,3 +115,12 @@ def _rows(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: flo
             scores = scores.masked_fill(later[:, None, None], -torch.inf)
     found: Tensor = scores.softmax(-1).nan_to_num(0).mean((1, 2))
     return found
+
+
+def _scores(query: Tensor, key: Tensor, scaling: float | None, chosen: Tensor) -> Tensor:
+    """Scores of the rows `chosen` [B, R] in front of mask and softmax: float32 [B, G, H / G, R, K]."""
+    rows, heads, _, width = query.shape
+    groups, count = key.shape[1], chosen.shape[1]
+    picked = query.gather(2, chosen[:, None, :, None].expand(rows, heads, count, width))
+    grouped = picked.view(rows, groups, heads // groups, count, width)
+    return (grouped @ key[:, :, None].transpose(-1, -2)).float() * (width**-0.5 if scaling is None else scaling)

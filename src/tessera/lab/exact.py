@@ -11,7 +11,7 @@ from tessera.lab.experiment import Checked
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
     from tessera.hosts.sequence import Sequence as HostSequence
 
 

@@ -23,8 +23,9 @@ from tessera.evaluation.harness import ask
 from tessera.evaluation.items import EvaluationConfig, Item, draw
 from tessera.evaluation.scoring import score
 from tessera.generation.host_generate import HostGenerator
-from tessera.hosts.part import HostPart, LayerView, Selection
+from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.plug import attach, part_named
+from tessera.hosts.values import Selection
 from tessera.world import WorldConfig
 
 if TYPE_CHECKING:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tessera.errors import TesseraError
-
-if TYPE_CHECKING:
-    from tessera.hosts.part import Block, Layout
+from tessera.nn.layout import Block, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +74,15 @@ def on_prompt(values: Tensor, visual: Tensor, fill: int) -> Tensor:
 
 
 def for_rows(values: Tensor, visual: Tensor) -> Tensor:
-    """Values of all images' tokens -> [V] of all rows' visual tokens: rows of `visual [B, S]` that beams repeat share theirs."""
-    total = int(visual.sum())
-    if not values.shape[0] or total == values.shape[0] or total % values.shape[0]:
+    """Values of all images' tokens -> [V] of all rows' visual tokens: rows of `visual [B, S]` that beams repeat share theirs.
+
+    Raises `TesseraError` if the values are not those of the rows' tokens.
+    """
+    total, given = int(visual.sum()), values.shape[0]
+    if given == total:
         return values
-    repeats = total // values.shape[0]
-    rows = values.split(visual[::repeats].sum(1).tolist())
-    return torch.cat([row for row in rows for _ in range(repeats)])
+    repeats = total // max(1, given)
+    per_row = visual[::repeats].sum(1).tolist() if repeats else []
+    if sum(per_row) != given:
+        raise TesseraError(f"there are values of {given} visual tokens; the prompts have {total}.")
+    return torch.cat([row for row in values.split(per_row) for _ in range(repeats)])

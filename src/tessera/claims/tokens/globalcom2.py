@@ -17,8 +17,8 @@ def like_a_loop(lab: Lab) -> Checked:
 
     import torch
 
-    from tessera.hosts.part import Block, Layout
     from tessera.lab.exact import best, same
+    from tessera.nn.layout import Block, Layout
     from tessera.nn.raster import raster
     from tessera.parts.tokens.globalcom2 import compressed
 

@@ -17,8 +17,8 @@ def nests(lab: Lab) -> Checked:
     """Against transformers' own building block, torch's average pooling, on random tokens of a raster of 8 x 8."""
     import torch
 
-    from tessera.hosts.part import Block, Layout
     from tessera.lab.exact import same
+    from tessera.nn.layout import Block, Layout
     from tessera.nn.raster import raster
     from tessera.parts.tokens.m3 import pooled, squares
 

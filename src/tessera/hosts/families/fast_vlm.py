@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tessera.hosts.architecture import Family, family, one_raster
-from tessera.hosts.part import Layout
+from tessera.nn.layout import Layout
 
 
 @family("fast_vlm", title="FastVLM")

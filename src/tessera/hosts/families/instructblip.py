@@ -7,7 +7,7 @@ from typing import Any
 
 from tessera.errors import UserError
 from tessera.hosts.architecture import Family, family
-from tessera.hosts.part import Layout
+from tessera.nn.layout import Layout
 
 
 @family("instructblip", title="InstructBLIP")

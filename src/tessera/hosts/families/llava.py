@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tessera.hosts.architecture import RasterFamily, family, patch_size
-from tessera.hosts.part import Block, Layout
+from tessera.nn.layout import Block, Layout
 
 
 def feature_block(config: Any) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tessera.hosts.architecture import RasterFamily, family
 from tessera.hosts.families.llava import feature_block
-from tessera.hosts.part import Block, Layout
+from tessera.nn.layout import Block, Layout
 
 
 @family("llava_next", title="LLaVA-NeXT")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tessera.hosts.architecture import RasterFamily, family, one_raster, split_rasters
-from tessera.hosts.part import Layout
+from tessera.nn.layout import Layout
 
 
 @family("ovis2", title="Ovis2")

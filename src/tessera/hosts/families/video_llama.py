@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tessera.hosts.architecture import RasterFamily, family, one_raster
-from tessera.hosts.part import Layout
+from tessera.nn.layout import Layout
 
 
 @family("video_llama_3", title="VideoLLaMA3")

@@ -14,7 +14,8 @@ from tessera.config import build
 from tessera.errors import UserError
 from tessera.hosts.architecture import CAPABILITIES
 from tessera.hosts.check import FamilyFixture as Family
-from tessera.hosts.plug import Host, plug
+from tessera.hosts.contract import Host
+from tessera.hosts.plug import plug
 from tessera.hosts.tiny_configs import LAYERS, PAD
 from tessera.lab.contract.fixture import TOLERANCE, Broken, Fixture, demand, difference
 

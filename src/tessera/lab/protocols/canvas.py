@@ -119,7 +119,7 @@ class Canvas(Protocol):
         import torch
 
         from tessera import registry
-        from tessera.hosts.part import Block, Layout
+        from tessera.nn.layout import Block, Layout
         from tessera.nn.raster import raster
         from tessera.nn.reduction import top_by_group
 

@@ -23,7 +23,7 @@ from tessera.hosts.part import HostPart
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
     from tessera.hosts.sequence import Sequence as HostSequence
 
 WHOLE = 256

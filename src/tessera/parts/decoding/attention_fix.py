@@ -34,7 +34,7 @@ from tessera.nn.reduction import hashed
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
     from tessera.hosts.sequence import TokenStage
 
 CELLS = "attention_fix cells"

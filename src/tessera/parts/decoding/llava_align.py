@@ -32,7 +32,7 @@ from tessera.hosts.part import HostPart
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 FLOOR = 1e-30
 """Least probability of an answer: below it, a logarithm would be infinite."""

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.taps import listen
+from tessera.hosts.values import Positions, Selection
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import share
 from tessera.registry import part
@@ -34,7 +35,7 @@ from tessera.registry import part
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def merged(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import HostPart, LayerView
 from tessera.hosts.taps import listen, probabilities
+from tessera.hosts.values import Positions, Selection
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def reorganised(tokens: Tensor, score: Tensor, keep: float, fuse: bool) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection, Tap
 from tessera.nn.raster import Raster, on_prompt, raster
 from tessera.nn.reduction import keep_share, share, top_by_group
 from tessera.registry import part
@@ -30,7 +31,7 @@ from tessera.registry import part
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def significant_rows(score: Tensor, places: Raster, keep: float) -> Tensor:

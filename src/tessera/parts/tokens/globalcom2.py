@@ -17,28 +17,24 @@ Shapes: T tiles, R x C raster of the thumbnail, H x W raster of the canvas, V vi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import Block, HostPart, LayerView, Positions, Selection
-from tessera.hosts.taps import listen
-from tessera.nn.raster import Raster, for_rows, on_prompt, raster
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection, Tap
+from tessera.nn.layout import Block
+from tessera.nn.raster import Raster, on_prompt, raster
 from tessera.nn.reduction import share, top_by_group
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
-    from tessera.hosts.plug import Host
-
-
-_LOGITS = "class logits"
+    from tessera.hosts.contract import Host
 
 
 def tile_sums(thumbnail: Tensor, tiles: tuple[int, int]) -> Tensor:
@@ -59,13 +55,6 @@ def tile_shares(sums: Tensor, keep: float, temperature: float) -> Tensor:
     """Sums [T] -> share of each tile's tokens that stays [T] float64: mean `keep` unless one is cut to 1."""
     sigma = ((sums - sums.max()) / temperature).softmax(0)
     return (keep * (1 + sigma - sigma.mean())).clamp(max=1)
-
-
-def class_logits(query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
-    """What the first token asks of all: query, key [B, H, K, D] -> logits [B, K] float32, the heads' mean, without a gradient."""
-    with torch.no_grad():
-        logits = (query[:, :, :1] @ key.mT)[:, :, 0].float()
-        return logits.mean(1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def lattice(canvas: Block, side: tuple[int, int]) -> tuple[tuple[int, int], Tensor]:
@@ -176,28 +165,16 @@ class GlobalCom2(HostPart):
         """The first layer."""
         return () if self.config.keep >= 1 else (0,)
 
-    def install(self, host: Host, undo: ExitStack) -> None:
-        """Listens to the class token in one block of the tower. Raises `UserError` for a block that does not exist."""
-        if self.config.keep >= 1:
-            return
-        blocks = host.architecture.tower_blocks
-        assert blocks is not None
-        if not -len(blocks) <= self.config.block < len(blocks):
-            raise UserError(f"globalcom2: the tower has {len(blocks)} blocks, and no block {self.config.block}.")
-
-        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            host.prompt.capture((self.config.block, _LOGITS), class_logits(query, key, scaling))
-
-        listen(host.architecture.attention(blocks[self.config.block]), hook, undo)
+    def tower_taps(self, host: Host) -> Mapping[int, Tap]:
+        """What the class token asks of the patches in one block."""
+        return {} if self.config.keep >= 1 else {self.config.block: "class logits"}
 
     def select(self, view: LayerView) -> Selection | None:
         """Compresses at layer 0."""
         if view.layer or self.config.keep >= 1 or not bool(view.visual.any()):
             return None
         places = raster(view.layouts(), view.hidden.device)
-        images, host = view.sequence.images, view.host
-        score = host.architecture.family.token_scores(host.model, images.raw[self.config.block, _LOGITS], images.inputs)
-        stays = compressed(for_rows(score.to(view.hidden.device), view.visual), places, self.config.keep, self.config.temperature)
+        stays = compressed(view.tower_scores()[view.visual], places, self.config.keep, self.config.temperature)
         return Selection(keep=on_prompt(stays, view.visual, True))
 
     @classmethod

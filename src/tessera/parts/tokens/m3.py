@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from tessera.config import config
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection
 from tessera.nn.raster import Raster, raster
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def squares(places: Raster, factor: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection, Tap
 from tessera.nn.reduction import check_layers, check_shares, share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def evenly(layers: int, stages: int) -> tuple[int, ...]:

@@ -15,13 +15,14 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from tessera.config import config
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import check_layers, check_shares, hashed, keep_share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 @part("random", socket="tokens")

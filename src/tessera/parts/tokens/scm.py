@@ -23,11 +23,12 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection, Tap
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection, Tap
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 @part("scm", socket="tokens", catalog=298)

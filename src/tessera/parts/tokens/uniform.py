@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from tessera.config import config
-from tessera.hosts.part import HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.values import Positions, Selection
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import check_layers, check_shares, dispersed, keep_share, stages
 from tessera.registry import part
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 
 def order(row: Tensor, column: Tensor) -> Tensor:

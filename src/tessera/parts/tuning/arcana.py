@@ -34,7 +34,7 @@ from tessera.registry import part
 from tessera.training.tuning import Tuning
 
 if TYPE_CHECKING:
-    from tessera.hosts.plug import Host
+    from tessera.hosts.contract import Host
 
 WEIGHTS, OPTIONS = "adapters.safetensors", "adapters.json"
 FACTORS = ("visual_down", "visual_up", "text_down", "text_up")

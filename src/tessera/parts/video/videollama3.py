@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.hosts.clips import ClipPart
-from tessera.hosts.part import Positions
+from tessera.hosts.values import Positions
 from tessera.registry import part
 
 
