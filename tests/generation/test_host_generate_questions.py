@@ -15,6 +15,9 @@ from tessera.errors import UserError
 from tessera.generation.host_generate import HostGenerator
 from tessera.generation.sampling import Sampling
 from tessera.hosts import zoo
+from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.plug import attach
+from tessera.hosts.values import Selection
 
 NEW = 12
 _TEMPLATE = (
@@ -229,3 +232,59 @@ def test_what_is_refused(host: tuple[Any, Any]) -> None:
         generator.answer(prefix, ["dog"], 0)
     with torch.inference_mode():
         assert generator.answer(prefix, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("uniform", {"keep": (0.5,)}),
+        ("uniform", {"keep": (0.5,), "positions": "reindex"}),
+        ("random", {"keep": (0.75, 0.25), "layers": (1, 2)}),
+        ("fopru", {"keep": 0.5, "score": "received"}),
+    ],
+)
+def test_parts_that_look_at_images_alone_leave_their_reading_shared(
+    host: tuple[Any, Any], name: str, options: dict[str, Any]
+) -> None:
+    if options.get("positions") == "reindex" and "rope" not in attach(host[0]).architecture.capabilities:
+        pytest.skip("M-RoPE cannot be counted anew")
+    generator, asked = HostGenerator(*host), QUESTIONS[:3]
+    prefix = generator.prefix(pictures(1))
+    bare = [answer.tokens for answer in generator.answer(prefix, asked, NEW)]
+    with attach(host[0]).plug(name, **options):
+        expected = [wanted(host, pictures(1), question) for question in asked]
+        assert [answer.tokens for answer in generator.answer(prefix, asked, NEW)] == expected != bare
+        assert prefix.head is not None
+        assert (prefix.head.packed is not None) == (len(options["keep"]) == 1 if name != "fopru" else True)
+    assert [answer.tokens for answer in generator.answer(prefix, asked, NEW)] == bare
+
+
+def test_the_share_that_a_part_reads_is_compared_with_a_full_prompt(host: tuple[Any, Any]) -> None:
+    """A part that says that it does not read the question, and does."""
+
+    class Liar(HostPart):
+        reads_question = False
+
+        def select(self, view: LayerView) -> Selection | None:
+            if view.layer:
+                return None
+            asked = (view.real & ~view.visual & (view.visual.cumsum(1) > 0)).any(1, keepdim=True)
+            return Selection(keep=~view.visual | ~asked | (view.visual.cumsum(1) % 3 == 0))
+
+    generator, asked = HostGenerator(*host), QUESTIONS[:3]
+    with attach(host[0]).plug(Liar(None)):
+        prefix = generator.prefix(pictures(1))
+        expected = [wanted(host, pictures(1), question) for question in asked]
+        assert [answer.tokens for answer in generator.answer(prefix, asked, NEW)] == expected
+        assert prefix.head is None and "see the question" in (prefix.why_not or "")
+
+
+def test_parts_that_read_the_question_read_the_images_with_it(host: tuple[Any, Any]) -> None:
+    generator, asked = HostGenerator(*host), QUESTIONS[:2]
+    prefix = generator.prefix(pictures(1))
+    with attach(host[0]).plug("pyramiddrop", keep=(0.5,), layers=(2,)):
+        expected = [wanted(host, pictures(1), question) for question in asked]
+        assert [answer.tokens for answer in generator.answer(prefix, asked, NEW)] == expected
+        assert prefix.head is None and "pyramiddrop does to an image may depend on the question" in (prefix.why_not or "")
+    generator.answer(prefix, asked, NEW)
+    assert prefix.head is not None

@@ -265,10 +265,11 @@ class Generator:
 
 
 class Stream:
-    """The pieces of one answer's text: iterate once; then `answer` is the whole."""
+    """The pieces of one answer's text: iterate once; then `answer` is the whole. `prompt_tokens` were read for it."""
 
     def __init__(self, generator: Generator, prefix: ImagePrefix, question: list[int], new: int, sampling: Sampling) -> None:
         self.answer: GeneratedAnswer | None = None
+        self.prompt_tokens = prefix.length + len(question)
         self._pieces = self._make(generator, prefix, question, new, sampling)
 
     def __iter__(self) -> Iterator[str]:

@@ -5,8 +5,8 @@
     generator.answer(prefix, ["Is there a dog?", "Where is the dog?"])
     for piece in generator.stream(prefix, "What does the sign say?"): ...
 
-In greedy mode the tokens are those of `model.generate(do_sample=False)` in float32. Parts may be plugged into the model; then
-every question is read with its images, because what a part decides may depend on the question.
+In greedy mode the tokens are those of `model.generate(do_sample=False)` in float32. Parts may be plugged into the model; if what
+one of them does to an image may depend on the question, every question is read with its images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import torch
 from tessera.errors import UserError
 from tessera.generation.asking import Asking, Message
 from tessera.generation.generate import BUFFER_BYTES, SIDE_BY_SIDE, GeneratedAnswer
+from tessera.generation.parts import session_of
 from tessera.generation.prefixes import Head, agrees, full_prompt, go_on, questions, ragged, read, why_not
 from tessera.generation.request import Request
 from tessera.generation.route import Route
 from tessera.generation.sampling import GREEDY, Sampling
 from tessera.generation.saying import say
 from tessera.generation.steps import Steps
+from tessera.hosts.sequence import PlugSession
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,11 +42,13 @@ class HostPrefix:
 
     head     how the model has read them; None: not yet, or they are read again with every question
     why_not  why they are
+    session  of the parts that were plugged in then
     """
 
     images: list[Image.Image]
     head: Head | None = None
     why_not: str | None = None
+    session: PlugSession | None = None
 
 
 class HostGenerator:
@@ -60,6 +64,7 @@ class HostGenerator:
         self.route = Route(model, own=own_decoder)
         self._proven: bool | None = None
         self._first: tuple[HostPrefix, list[int], Tensor] | None = None
+        self._session: PlugSession | None = None
 
     @property
     def why_slow(self) -> str | None:
@@ -74,6 +79,7 @@ class HostGenerator:
         Raises `UserError` for images that the processor refuses.
         """
         prefix = HostPrefix(list(images))
+        self._renew(prefix)
         if self._proven:
             self._read(prefix)
         return prefix
@@ -221,7 +227,8 @@ class HostGenerator:
         Nothing is shared for the first question of all: only two ways of computing one can show that they agree, and who asks
         a single question pays for one.
         """
-        if prefix.head is not None and (why := why_not(self.model)) is not None:  # plugged in since
+        self._renew(prefix)
+        if prefix.head is not None and (why := why_not(self.model)) is not None:  # hooked since
             prefix.head, prefix.why_not = None, why
         asked_before = self._first is not None and self._first[0] is prefix
         if prefix.head is not None or prefix.why_not is not None or not texts:
@@ -243,6 +250,14 @@ class HostGenerator:
         self._proven = agrees(self.route, head, tail, logits)
         if not self._proven:
             prefix.head, prefix.why_not = None, _SEEN
+
+    def _renew(self, prefix: HostPrefix) -> None:
+        """What was found out with other parts plugged in is forgotten."""
+        now = session_of(self.model)
+        if self._session is not now:
+            self._session, self._proven, self._first = now, None, None
+        if prefix.session is not now:
+            prefix.session, prefix.head, prefix.why_not = now, None, None
 
     def _read(self, prefix: HostPrefix) -> Head | None:
         why = why_not(self.model)

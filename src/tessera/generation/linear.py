@@ -10,7 +10,7 @@ Legend: N rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 import torch
@@ -113,13 +113,15 @@ def with_packed_linears(module: nn.Module) -> nn.Module:
     return twin
 
 
-def hooked(module: nn.Module) -> str | None:
+def hooked(module: nn.Module, but: Collection[str] = ()) -> str | None:
     """The name of a submodule with hooks or a forward of its own ("" the module itself), or None.
 
-    The hooks by which transformers records hidden states do not count: they stay behind, idle, once a model was asked for any.
+    Hooks that are defined in the modules `but` do not count, nor do those by which transformers records hidden states: they stay
+    behind, idle, once a model was asked for any.
     """
+    ignored = {_RECORDING, *but}
     for name, each in module.named_modules():
         hooks = [*each._forward_hooks.values(), *each._forward_pre_hooks.values()]
-        if "forward" in vars(each) or any(getattr(hook, "__module__", "") != _RECORDING for hook in hooks):
+        if "forward" in vars(each) or any(getattr(hook, "__module__", "") not in ignored for hook in hooks):
             return name
     return None

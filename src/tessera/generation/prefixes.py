@@ -19,9 +19,12 @@ from torch import Tensor
 from tessera.generation.linear import hooked
 from tessera.generation.loop import ChosenTokens
 from tessera.generation.packed import PackedRun
+from tessera.generation.parts import bound_to_question, hooks_of
 from tessera.generation.request import Request, prepare
 from tessera.generation.route import Route
 from tessera.generation.steps import DecoderSteps, Reading, Steps, begin
+from tessera.hosts.caches import sequence_of
+from tessera.hosts.plug import plugged
 
 SEES_QUESTION = {
     "paligemma": "its image tokens see the question (bidirectional attention over the full prompt)",
@@ -40,20 +43,30 @@ def why_not(model: Any) -> str | None:
         return f"{kind}: {SEES_QUESTION[kind]}"
     if getattr(model, "reads_question", False):
         return "parts of it read the question to see the image"
-    name = hooked(model)
+    name = hooked(model, hooks_of(plugged(model)))
     if name is not None:
-        return f"its {name or 'forward'} is hooked: what a plugged part decides may depend on the question"
-    return None
+        return f"its {name or 'forward'} is hooked: what the hook does may depend on the question"
+    return bound_to_question(model)
 
 
 @dataclass(slots=True)
 class Head:
-    """The head of a prompt as the model has read it: `ids` [P], its cache, and the position ids [..., 1, 1] of the next token."""
+    """The head of a prompt as the model has read it: `ids` [P], its cache, and the position ids [..., 1, 1] of the next token.
+
+    packed  keys and values [2 L, 1, K, P', D] for the own arithmetic, P' tokens being left of P; None without it
+    """
 
     ids: list[int]
     cache: Any
     positions: Tensor
-    packed: Tensor | None = None  # keys and values [2 L, 1, K, P, D] for the own arithmetic
+    packed: Tensor | None = None
+
+    def shift(self) -> int:
+        """How far the next position is from the number of tokens in `packed`."""
+        assert self.packed is not None
+        sequence = sequence_of(self.cache)
+        moved = None if sequence is None else sequence.stages[-1].shift
+        return int(self.positions[-3:].max()) - (0 if moved is None else int(moved[0])) - self.packed.shape[3]
 
 
 def read(route: Route, inputs: Mapping[str, Any]) -> Head | str:
@@ -64,19 +77,17 @@ def read(route: Route, inputs: Mapping[str, Any]) -> Head | str:
     if way == "model" or reading.positions is None or not reading.plain:
         return why or "its language model is not followed by its output layer alone"
     head = Head(request.input_ids[0].tolist(), reading.cache, _next(reading.positions))
-    if way == "own":
-        layers = getattr(reading.cache, "layers", [])
-        if _ordinary(layers):
-            head.packed = torch.stack([kv for layer in layers for kv in (layer.keys, layer.values)])
+    layers = getattr(reading.cache, "layers", [])
+    if route.decoder_behind() is not None and _ordinary(layers) and len({layer.keys.shape[2] for layer in layers}) == 1:
+        head.packed = torch.stack([kv for layer in layers for kv in (layer.keys, layer.values)])
     return head
 
 
 def go_on(route: Route, head: Head, tails: Sequence[Sequence[int]], limit: int) -> Steps:
     """Reads questions (token ids, each at least one) behind a head; at most `limit` tokens of each will follow."""
-    way, _ = route.way()
-    if way == "own" and head.packed is not None:
-        shift = int(head.positions[-3:].max()) - len(head.ids)
-        return PackedRun(route.decoder(), head.packed, [tails], limit, shift)
+    decoder = None if head.packed is None else route.decoder_behind()
+    if decoder is not None and head.packed is not None:
+        return PackedRun(decoder, head.packed, [tails], limit, head.shift())
     return _behind(route, head, tails)
 
 

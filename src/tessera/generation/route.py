@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,12 +18,14 @@ from torch import Tensor, nn
 
 from tessera.generation.linear import hooked
 from tessera.generation.llama import MOST_PARAMETERS, STATIC_ROPE, LlamaDecoder
+from tessera.generation.parts import LAYER_HOOKS, chooses_only
+from tessera.hosts.plug import plugged
 
 Way: TypeAlias = Literal["own", "decoder", "model"]
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
 """Language models whose layers are Llama's; those with M-RoPE rotate text, whose three positions are equal, like the others."""
-_RECORDING = "transformers.utils.output_capturing"
+_IDLE = ("transformers.utils.output_capturing", "tessera.hosts.inputs")
 _CLOSE = 1e-3
 """How far the own arithmetic may be from the model's, relative to the largest logit; float32 gives about 1e-6."""
 
@@ -55,29 +59,38 @@ class Route:
         assert self._decoder is not None
         return self._decoder
 
-    def _obstacle(self) -> str | None:
+    def decoder_behind(self) -> LlamaDecoder | None:
+        """The own arithmetic for the tokens behind a prompt that plugged parts have read, None where it is not theirs."""
+        host = plugged(self.model)
+        if host is None:
+            return self.decoder() if self.way()[0] == "own" else None
+        return self._decoder if chooses_only(host) and self._obstacle(LAYER_HOOKS) is None else None
+
+    def _obstacle(self, but: Collection[str] = ()) -> str | None:
         if not self._own:
             return "it was asked for"
         language, head = self.language_model, self.head
-        found = obstacle(language, head)
+        found = obstacle(language, head, but)
         if found is not None:
-            self._decoder, self._print = None, ()
             return found
         fingerprint = _fingerprint(language, head)
         if fingerprint != self._print:  # new, or the weights have changed
             self._print, self._decoder = fingerprint, None
             self._unlike = "its arithmetic is not that of its type"
             try:
-                decoder = LlamaDecoder(language, head)
-                if _alike(decoder, language, head):
-                    self._unlike, self._decoder = None, decoder
+                host = plugged(self.model)
+                with nullcontext() if host is None else host.plain():
+                    decoder = LlamaDecoder(language, head)
+                    if _alike(decoder, language, head):
+                        self._unlike, self._decoder = None, decoder
             except (AttributeError, RuntimeError, TypeError):  # modules of another make behind the known names
                 pass
         return self._unlike
 
 
-def obstacle(language_model: Any, head: Any) -> str | None:
-    """Why `LlamaDecoder` cannot stand in for a host's language model and output layer, or None."""
+def obstacle(language_model: Any, head: Any, but: Collection[str] = ()) -> str | None:
+    """Why `LlamaDecoder` cannot stand in for a host's language model and output layer, or None. Hooks of the modules `but` are no
+    reason."""
     config = language_model.config
     if config.model_type not in TYPES:
         return f"its language model is of type {config.model_type!r}, not one of {', '.join(TYPES)}"
@@ -87,7 +100,7 @@ def obstacle(language_model: Any, head: Any) -> str | None:
     kind = language_model.rotary_emb.rope_type
     if kind not in STATIC_ROPE:
         return f"its rotary embedding ({kind!r}) changes with the length"
-    name = hooked(language_model)
+    name = hooked(language_model, but)
     if name is not None:
         return f"its language model's {name or 'forward'} is hooked"
     if hooked(head) is not None:
@@ -132,9 +145,10 @@ def _between(model: nn.Module, language_model: nn.Module | None) -> list[tuple[s
 
 
 def _touched(module: nn.Module) -> bool:
-    """Whether a module itself has hooks or a forward of its own, but for those that transformers leaves idle."""
+    """Whether a module itself has hooks or a forward of its own, but for those that transformers leaves idle and those that only
+    watch what a host is given."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return "forward" in vars(module) or any(getattr(hook, "__module__", "") != _RECORDING for hook in hooks)
+    return "forward" in vars(module) or any(getattr(hook, "__module__", "") not in _IDLE for hook in hooks)
 
 
 def _fingerprint(*modules: nn.Module) -> tuple[Any, ...]:

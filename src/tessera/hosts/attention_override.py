@@ -25,6 +25,10 @@ PADDING = 8
 """Channels that a head gains by a bias; fast kernels want widths in multiples of 8."""
 
 
+_MARK = "_override_"
+"""In the name of an implementation that overrides another."""
+
+
 class Attend(Protocol):
     """Attends instead of `kernel`, which takes the arguments that follow it."""
 
@@ -58,7 +62,7 @@ def override_attention(attention: nn.Module, attend: Attend, undo: ExitStack) ->
             kwargs |= dict(zip(further, args, strict=False))
         return attend(kernel, module, query, key, value, attention_mask, **kwargs)
 
-    own = f"{name}_override_{id(attention):x}"  # the kernel's name stays a part of ours: models look for "flash" in it
+    own = f"{name}{_MARK}{id(attention):x}"  # the kernel's name stays a part of ours: models look for "flash" in it
     registry[own] = overridden
     settings = copy.copy(before)
     settings._attn_implementation_internal = own
@@ -69,6 +73,12 @@ def override_attention(attention: nn.Module, attend: Attend, undo: ExitStack) ->
         del registry[own]
 
     undo.callback(restore)
+
+
+def is_overridden(attention: nn.Module) -> bool:
+    """Whether an override or a tap is installed on a module."""
+    config: Any = attention.config
+    return _MARK in str(config._attn_implementation)
 
 
 def biased(

@@ -30,6 +30,7 @@ class ClipPart(HostPart):
 
     needs = ("raster",)
     claims = ("visual tokens",)
+    reads_question = False
     images: ClassVar[int] = 2
 
     def stays(self, clip: Tensor) -> Tensor:

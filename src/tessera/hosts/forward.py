@@ -1,7 +1,7 @@
 """The state of a host's forwards: one object per thread, replaced as a whole.
 
-What belongs to a sequence rides on its cache (`tessera.hosts.caches`). What belongs to the forward that runs is kept here, apart
-for each thread, so that two threads may use one host.
+What belongs to a sequence is attached to its cache (`tessera.hosts.caches`). What belongs to the forward that runs is kept here,
+apart for each thread, so that two threads may use one host.
 
 Legend: B rows, S tokens of the prompt, K tokens left at a layer, K' those that go on.
 """

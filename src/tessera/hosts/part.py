@@ -89,6 +89,8 @@ class HostPart:
     """Capabilities of a host without which the part is refused: names of `tessera.hosts.architecture.CAPABILITIES`."""
     claims: ClassVar[tuple[str, ...]] = ()
     """What only one plugged part may change: of "visual tokens", "positions", "logits", "pixels"."""
+    reads_question: ClassVar[bool] = True
+    """Whether what it does to an image may depend on the text behind it. False lets many questions share one reading."""
     images: ClassVar[int] = 1
     """Images of one prompt without which the part does nothing."""
 

@@ -9,6 +9,7 @@ Hooks only: no forward is copied, no class is changed, and everything is undone 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from tessera.hosts.part import HostPart, name_of
 from tessera.hosts.positions import PositionSocket
 from tessera.hosts.prompts import Prompt
 from tessera.hosts.report import CostReport, Measured, measure
+from tessera.hosts.sequence import PlugSession
 from tessera.hosts.sequence import Sequence as HostSequence
 
 
@@ -142,7 +144,7 @@ class PluggedHost(Host):
         names = tuple(name_of(part) for part in self.parts)
         measured = Measured(self.model, self.architecture, self.title, names, state.prefilled, state.example)
         with self.aside():
-            return measure(measured, self._states, self._without_hooks, rounds, decode_tokens)
+            return measure(measured, self._states, self.plain, rounds, decode_tokens)
 
     # Plugging
 
@@ -158,7 +160,7 @@ class PluggedHost(Host):
         self._check(built)
         self.parts, self._states = built, self._new_states()
         context = self._context = PlugContext(self, self.architecture, built, self._states)
-        self.model.__dict__["_tessera_plugged"] = True
+        self.model.__dict__["_tessera_plugged"] = weakref.ref(self)
         try:
             self._insert(context)
             yield self
@@ -190,9 +192,14 @@ class PluggedHost(Host):
             self._undo.close()
             self._undo = None
 
+    @property
+    def session(self) -> PlugSession | None:
+        """The time for which the parts are plugged in; None while none are."""
+        return None if self._context is None else self._context.session
+
     @contextmanager
-    def _without_hooks(self) -> Iterator[None]:
-        """The plain model for a while."""
+    def plain(self) -> Iterator[None]:
+        """The model without its parts for a while."""
         assert self._context is not None
         self._remove()
         try:
@@ -236,6 +243,12 @@ def plug(model: nn.Module, *parts: HostPart | str, **options: Any) -> Iterator[P
     """
     with attach(model).plug(*parts, **options) as host:
         yield host
+
+
+def plugged(model: nn.Module) -> PluggedHost | None:
+    """The host whose parts are plugged into a model now, None without any."""
+    found = model.__dict__.get("_tessera_plugged")
+    return None if found is None else found()
 
 
 def find(name: str) -> registry.Part:

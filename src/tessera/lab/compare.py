@@ -250,12 +250,10 @@ class _Ring:
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
             from tessera.generation.agent import SessionModel
-            from tessera.generation.session import OwnSession, TransformersSession
+            from tessera.generation.session import session_with
 
             ours = getattr(self.model.config, "model_type", "") == "tessera_vlm"
-            session: Any = (
-                OwnSession(self.model, self.processor) if ours else TransformersSession(self.model, self.processor, self.on)
-            )
+            session = session_with(self.model, self.processor, self.on)
             answers = ByAgent(SessionModel(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
         result = self.ask(self.model, (part,), answers=answers, options={part.name: options})
         picture = self.picture()

@@ -20,7 +20,7 @@ def generation() -> Numbers:
     from tessera.generation.generate import Generator
     from tessera.generation.host_generate import HostGenerator
     from tessera.generation.sampling import Chooser, Sampling, likeliest, nucleus
-    from tessera.generation.session import OwnSession
+    from tessera.generation.session import session_with
     from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.protocols.tiny import tiny_model
     from tessera.world import World
@@ -43,7 +43,7 @@ def generation() -> Numbers:
             found[f"{name}: probabilities"] = [float(getattr(a, "probability", 0.0)) ** 0.25 for row in answers for a in row]
             said = engine.answer(engine.prefix(images[0]), list(QUESTIONS[:2]), 5, drawn)
             found[f"{name}: drawn"] = str([a.text for a in said])
-        interface = SessionModel(OwnSession(model, processor), words=("yes", "no"))
+        interface = SessionModel(session_with(model, processor), words=("yes", "no"))
         found["seer"] = [
             interface.yes(images[0], QUESTIONS[0]),
             *interface.losses(images[1], QUESTIONS[2], ["red", "light blue"]),

@@ -66,14 +66,14 @@ class Zooming(Protocol):
 
         from tessera.evaluation.scoring import score
         from tessera.generation.agent import SessionModel
-        from tessera.generation.session import OwnSession
+        from tessera.generation.session import session_with
         from tessera.lab.glimpses import GROUND
 
         how, size = chosen(arm, look=SEARCHES)["look"], int(model.image_size)
         module = part_module(registry.get("agents", self.part))
         target = registry.get("agents", self.part).target
         agent = target(target.Config(background=GROUND))
-        interface = SessionModel(OwnSession(model, processor), ("yes", "no"), size=size, max_new_tokens=8)
+        interface = SessionModel(session_with(model, processor), ("yes", "no"), size=size, max_new_tokens=8)
         rows = []
         for number, (picture, name, question) in enumerate(far_away(size, self.times, self.seed, first + count)[first:]):
             before, visits = interface.calls, 0
@@ -115,10 +115,10 @@ class Zooming(Protocol):
 def _sure(model: Any, processor: Any, picture: Image.Image, name: str) -> list[float]:
     """What a model gives for the whole picture and one region of it, of every kind."""
     from tessera.generation.agent import SessionModel
-    from tessera.generation.session import OwnSession
+    from tessera.generation.session import session_with
 
     part = registry.get("agents", "zoomeye")
-    interface = SessionModel(OwnSession(model, processor), ("yes", "no"), size=32, max_new_tokens=8)
+    interface = SessionModel(session_with(model, processor), ("yes", "no"), size=32, max_new_tokens=8)
     root = part_module(part).grow(picture.size, 32)
     confidence = asked(part.target(part.target.Config()), interface, picture, name)
     return [confidence(node, kind, name) for node in (root, root.children[1]) for kind in ("existence", "latent")]

@@ -158,6 +158,7 @@ class EViT(HostPart):
 
     needs = ("tower attention", "class token", "token map")
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:

@@ -57,6 +57,7 @@ class FoPru(HostPart):
 
     needs = ("tower attention", "token map")
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:

@@ -125,6 +125,7 @@ class GlobalCom2(HostPart):
 
     needs = ("tower attention", "class token", "token map", "raster")
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:

@@ -76,6 +76,7 @@ class M3(HostPart):
 
     needs = ("raster",)
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:

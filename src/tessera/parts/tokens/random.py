@@ -30,6 +30,7 @@ class Random(HostPart):
     """Drops visual tokens by chance."""
 
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:

@@ -39,6 +39,7 @@ class Uniform(HostPart):
     """Drops visual tokens evenly over the image."""
 
     claims = ("visual tokens",)
+    reads_question = False
 
     @config
     class Config:
