@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.hosts.tiny import build
 
-from tessera.bench import evaluate, generate
+from tessera.bench import ask, evaluate, generate
 from tessera.cli import main
 from tessera.cli.bench import BENCHMARKS
 from tessera.errors import TesseraError
@@ -61,6 +61,28 @@ def test_eval_refuses_to_compare_different_answers(folder: str, monkeypatch: pyt
     monkeypatch.setattr(Generator, "answer_batch", lambda self, rows, new: answer(self, rows, new + len(rows[0][1])))
     with pytest.raises(TesseraError, match="sharing the image changed an answer"):
         evaluate.measure(folder, 1, 2, 1, 1)
+
+
+def test_ask_compares_plugged_with_unplugged(folder: str, capsys: Captured) -> None:
+    args = ["bench", "ask", "--model", folder, "--plug", "uniform", "--plug", "pyramiddrop", "--images", "1", "--questions", "2"]
+    args += ["--new-tokens", "2", "--rounds", "1"]
+    assert main.run([*args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(case["part"], case["reads_question"]) for case in found["parts"]] == [("uniform", False), ("pyramiddrop", True)]
+    for case in found["parts"]:
+        fair = ("alone",) if case["reads_question"] else ("alone", "shared")
+        assert case["reached"] == all(case[name]["median"] <= found["target"] for name in fair)
+    assert main.run(args) == 0
+    assert "reads the question" in capsys.readouterr().out
+    assert main.run([*args, "--plug", "unifrom"]) == 2
+    assert "Did you mean 'uniform'?" in capsys.readouterr().err
+
+
+def test_ask_refuses_to_compare_different_tokens(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Generator.answer_batch
+    monkeypatch.setattr(Generator, "answer_batch", lambda self, rows, new: answer(self, rows, new + 1))
+    with pytest.raises(TesseraError, match="the tokens of 'own' differ"):
+        ask.measure(folder, ["uniform"], 1, 2, 1, 1)
 
 
 def test_every_benchmark_is_listed_and_loads(capsys: Captured) -> None:

@@ -20,6 +20,7 @@ class BenchCommand(NamedTuple):
 BENCHMARKS = {
     "train": BenchCommand("tessera.bench.train", "train", "Our trainer against a plain loop over transformers' LLaVA."),
     "generate": BenchCommand("tessera.bench.generate", "generate", "Our decoding against transformers' generate()."),
+    "ask": BenchCommand("tessera.bench.ask", "ask", "What plugged parts cost when questions are asked."),
     "serve": BenchCommand("tessera.bench.serve", "serve", "A server under 200 mixed requests, a fifth of them bad."),
     "tokens": BenchCommand("tessera.bench.tokens", "tokens", "Dropping visual tokens: time saved against FLOPs saved."),
     "eval": BenchCommand("tessera.bench.evaluate", "evaluate", "Questions that share an image against one by one."),
