@@ -162,3 +162,5 @@ def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
         assert (tmp_path / "site" / page).is_file(), page
     session = (tmp_path / "site" / "reference" / "tessera.hosts.session.html").read_text(encoding="utf-8")
     assert 'id="tessera.hosts.session.Session.ask"' in session
+    part = (tmp_path / "site" / "reference" / "tessera.parts.tokens.uniform.html").read_text(encoding="utf-8")
+    assert 'class="nf">Config</span>' in part, "a configuration has no signature"
