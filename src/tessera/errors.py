@@ -1,4 +1,4 @@
-"""Errors that speak to people.
+"""Errors with sentences for people: `UserError` for mistakes in the input, `TesseraError` for faults of Tessera.
 
 A `UserError` is the user's to mend (exit code 2); a `TesseraError` is ours (exit code 1). Both carry one or two
 sentences: what was wrong, where, and what would be right.

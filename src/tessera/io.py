@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: everything is written to a temporary name and renamed."""
+"""Atomic writing: a file is written under a temporary name and renamed, so that it is complete or not there."""
 
 from __future__ import annotations
 

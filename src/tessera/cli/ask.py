@@ -1,4 +1,4 @@
-"""`tessera ask` and `tessera caption`: a model is shown images and says something."""
+"""`tessera ask` and `tessera caption`: a model answers questions about images, or describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `tessera` command: a table of commands, loaded when called, and one place where errors get words.
+"""The `tessera` command: a table of commands, loaded when called, and one place where errors become sentences.
 
 Exit codes: 0 done, 1 a fault of Tessera or the machine, 2 a mistake in the input, 130 interrupted (Ctrl-C).
 Errors go to stderr: one sentence, or with `--json` one line `{"error": {"kind", "message", "exit_code"}}`;

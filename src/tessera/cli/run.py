@@ -1,4 +1,4 @@
-"""`tessera run`, the main job: say how long it takes, train, evaluate against blind and chance, report, show two answers."""
+"""`tessera run`: says how long it takes, trains, evaluates against blind and chance, writes a report, shows two answers."""
 
 from __future__ import annotations
 

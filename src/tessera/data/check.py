@@ -1,4 +1,4 @@
-"""What is wrong with a data set, found before a training run finds it.
+"""Checks of a data set before it is trained on: what is wrong with its rows and images, in sentences.
 
 Every row is read and validated and every image decoded, in bounded memory: besides the examples that are
 kept, a row costs eight bytes (for finding duplicates). Nothing is written, so any number of checks may run at

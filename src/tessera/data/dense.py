@@ -1,4 +1,4 @@
-"""Dense labels per patch: what an expert learns from, because the world knows every pixel.
+"""Dense labels per patch, from the world's ground truth per pixel: what vision experts are trained on.
 
 Legend: B images, g patches per side, N = g * g patches in reading order.
 """

@@ -1,4 +1,4 @@
-"""What a data engine is: annotated pictures in, conversations to train on out.
+"""The contract of socket `engines`: annotated pictures -> conversations to train on.
 
 engine = ProVision(ProVision.Config())
 write(engine.records(of_samples(world_samples)), "data/provision")

@@ -1,4 +1,4 @@
-"""Safe decoding: whatever the bytes are, an upright RGB image or a `UserError` with a sentence.
+"""Safe decoding of untrusted bytes: an upright RGB image, or a `UserError` that says what is wrong.
 
 Files are untrusted. The container is recognised by its content, never by its name; the size is read
 from the header and refused before a pixel is decoded; what a small file could make a decoder do for minutes

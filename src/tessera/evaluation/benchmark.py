@@ -1,4 +1,4 @@
-"""What a benchmark is: questions about pictures, and scores with intervals of what a model says to them.
+"""The contract of socket `benchmarks`: questions about pictures, and scores with intervals of a model's answers.
 
 A part of socket `benchmarks` says which items are asked (`items`) and what the answers are worth (`score`); asking is the
 harness's affair (`evaluation.harness.ask`), the same for every benchmark, with pictures or blind, for any model of transformers.

@@ -1,4 +1,4 @@
-"""A model's README: what it is, what it can do in numbers that were measured, how it was trained, how it is used."""
+"""Model cards: what a model is, what was measured of it, how it was trained, how it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a grounding part is, and how well its boxes fit: average precision and recall.
+"""The contract of socket `grounding`, and how well boxes fit: average precision and recall.
 
 A part of socket `grounding` makes boxes with labels and scores of what a model puts out. Boxes are in the image's unit square,
 (x0, y0, x1, y1), x to the right and y down; scores in 0..1, comparable between images.

@@ -1,4 +1,4 @@
-"""The one harness: asks a model questions of the world and says how many it gets right, per type."""
+"""The evaluation harness: asks a model questions of the world and measures its accuracy per question type."""
 
 from __future__ import annotations
 

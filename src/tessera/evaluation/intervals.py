@@ -1,4 +1,4 @@
-"""How sure a measured share or difference is: 95 % intervals."""
+"""Confidence intervals (95 %) of measured shares and differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked: questions drawn from the world until every type has its share."""
+"""The questions of an evaluation: drawn from the world, equally many of every type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a probe is: a look into a model that gives numbers, where a benchmark only looks at its answers."""
+"""The contract of socket `probes`: a model -> numbers about its inside, where a benchmark scores its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measured number belongs to: the weights, the versions, the machine."""
+"""Provenance of measured numbers: a hash of the weights, versions of packages, the machine."""
 
 from __future__ import annotations
 

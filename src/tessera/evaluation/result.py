@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain data that goes to JSON and back."""
+"""The result of an evaluation, as plain data that is written to JSON and read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an answer is right, and how often one would be right without looking."""
+"""Scores of answers, and the accuracy that needs no image: guessing, and the most frequent answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which two answers stand for a whole evaluation: one that shows what the model learned, and one that shows what it did not.
+"""Chooses the two example answers of a report: one that shows what the model learned, and one that shows what it did not.
 
 The rule knows nothing of the scenes. Question types are ranked by how far the model's accuracy is above all that needs no image
 (guessing, the most frequent answer, answers without the image, where they were measured). The right answer is the first right

@@ -1,4 +1,4 @@
-"""What a part of socket `video` is: it reads the frames of a clip and says which of their visual tokens the language model gets.
+"""The contract of socket `video`: the frames of a clip -> which of their visual tokens the language model gets.
 
 A clip is a run of images of one prompt, in the order in which they are shown, that have the same size. A video part is a
 `HostPart` that sees the pixels under every visual token; everything about prompts, rasters and families is done here.

@@ -1,4 +1,4 @@
-"""What a part of a host is: a method written once that plugs into any transformers vision-language model.
+"""The contract of parts for hosts: a method written once that plugs into any transformers vision-language model.
 
 Two coordinate systems. *Full* indices are those of the prompt, which the model's own code and `generate` use; *pruned* indices
 are those of the tokens that are left at decoder layer l. A `LayerView` shows the tokens that are left and gives the full index

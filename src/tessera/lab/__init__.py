@@ -1,1 +1,1 @@
-"""Claims that run, and the evidence that they leave."""
+"""Experiments about what papers claim: protocols that measure, one judge, evidence with its history, the catalogue."""

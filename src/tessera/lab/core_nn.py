@@ -1,4 +1,4 @@
-"""Goldens of the shared layers and of the mechanisms that choose tokens, on small fixed inputs."""
+"""Golden runs of the shared layers and of the mechanisms that choose tokens, on small fixed inputs."""
 
 from __future__ import annotations
 

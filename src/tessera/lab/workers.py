@@ -1,4 +1,4 @@
-"""Runs claims in processes of their own, several at a time; one that dies takes no other with it.
+"""Runs claims in processes of their own, several at a time; a process that dies does not end the others.
 
 for task, answer in spread(tasks, jobs=2, threads=1): ...
 """

@@ -1,4 +1,4 @@
-"""Operations of a piece of work, counted while it runs."""
+"""Counts the floating-point operations of a piece of work while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the `compression` socket speaks of: weights in, fewer, smaller or merged weights out.
+"""The contract of socket `compression`: models -> one with fewer, smaller or merged weights.
 
 A part of the socket takes finished models and gives a model of the same class, called in the same way, with other weights or
 other layers inside; the models that it was given stay as they are. There are two kinds:

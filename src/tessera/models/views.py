@@ -1,4 +1,4 @@
-"""What a `pixels` part of composed models is: it decides what every encoder is shown of an image, and puts the features together.
+"""The contract of `pixels` parts of composed models: the views of an image that an encoder is shown, and their joined features.
 
 It stands around the encoders, which are handed to it call by call, and knows nothing of their insides: any encoder works, frozen
 or not.

@@ -1,4 +1,4 @@
-"""The language-model loss, computed where it counts.
+"""The next-token loss of a language model, computed at labelled positions alone.
 
 Shapes: B rows, T tokens, E width, V vocabulary, M labelled positions.
 """

@@ -1,4 +1,4 @@
-"""Who reads what a norm gives: the question behind every method that moves scales from activations into weights.
+"""Which layers read the output of a norm: methods that move scales from activations into weights need to know.
 
 The answer is seen in one forward, so that it needs no names of layers and holds for any architecture.
 """

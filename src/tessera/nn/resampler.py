@@ -1,4 +1,4 @@
-"""A fixed number of learned latents reads any number of features.
+"""The perceiver resampler: a fixed number of learned latents attends to any number of features.
 
 Shapes: B images or clips, F frames, N features per frame, W channels, R latents.
 """

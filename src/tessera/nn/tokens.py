@@ -1,4 +1,4 @@
-"""The currency between the model sockets: visual tokens with their places in the image.
+"""`VisualTokens`, the container that model sockets exchange: visual tokens with their places in the image.
 
 Shapes: B images, N tokens per image, D channels, Q tokens of a question, E channels of the language model.
 """

@@ -1,0 +1,1 @@
+"""Complete training runs: one Python function per recipe, which returns its configuration."""

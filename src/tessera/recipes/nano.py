@@ -1,4 +1,4 @@
-"""The reference vision-language model: two experts, a projector that knows places, a language model of eight layers."""
+"""The reference vision-language model: two experts, a projector with positions, a language model of eight layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tower that the reference dual encoder starts from: dense labels before captions."""
+"""The tower that the reference dual encoder starts from, trained on dense labels before captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The object expert by itself: which everyday thing owns each patch, and its attributes."""
+"""The object expert, trained to tell which everyday object covers each patch, and its attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job of a newcomer: shipped experts and a language model become a vision-language model, in minutes on a CPU."""
+"""The quickstart: shipped experts and a language model are trained to a vision-language model, in minutes on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reading expert by itself: which letter or digit stands at each patch."""
+"""The reading expert, trained to tell which letter or digit stands at each patch."""
 
 from __future__ import annotations
 

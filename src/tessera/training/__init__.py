@@ -1,0 +1,1 @@
+"""The one trainer: staged plans, data that depend on the step alone, optimiser, checkpoints, objectives."""

@@ -1,4 +1,4 @@
-"""One process or many, one device or another: what the trainer needs of accelerate and torch."""
+"""Processes and devices: what the trainer needs of accelerate and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted after the step, so that nothing is lost."""
+"""Ctrl-C and SIGTERM end a run after the current step, so that nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: log.jsonl, TensorBoard, and a line or a progress bar in the terminal."""
+"""The log of a run: log.jsonl, TensorBoard, and a line or a progress bar in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is free but still the process's own.
+"""Gives memory back to the system that is free but still held by the process.
 
 Batches differ in length, so what one frees rarely fits the next, and glibc keeps the pieces: after a thousand steps they are more
 than the model, its optimiser and a batch together.

@@ -1,4 +1,4 @@
-"""Labels for the visual tokens themselves: each is to be followed by the name of what it shows.
+"""Next-token labels for visual tokens: each is to be followed by the name of what it shows.
 
 Answers say only a few words about an image, and a deep language model needs long to find out which visual token they are about.
 The world knows what is under every token, so the loss on answers can train the names too, token by token: after

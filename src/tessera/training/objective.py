@@ -1,4 +1,4 @@
-"""What a run minimises instead of the model's own loss, and how the trainer comes to it.
+"""The contract of objectives: a loss that a run minimises instead of the model's own, and how the trainer is given it.
 
 An objective takes a batch, the model and, if it wants one, a frozen copy of the model as it was at the start (teacher, reference)
 and gives a loss with named numbers. It is a module, so that heads and decoders which exist for training alone train with the

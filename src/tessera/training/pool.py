@@ -1,4 +1,4 @@
-"""Scenes that frozen towers read once and that are asked about again and again.
+"""A pool of scenes whose features frozen towers compute once, and about which many questions are asked.
 
 The towers are the larger half of a small model's training step, and what they say of an image never changes. So a few thousand
 scenes are drawn and encoded before the first step; every later visit to a scene asks other questions about it and costs the

@@ -1,4 +1,4 @@
-"""What pays on this machine: the number type of the matrix products, and compilation."""
+"""Which settings are faster on this machine: the number type of matrix products, and compilation."""
 
 from __future__ import annotations
 

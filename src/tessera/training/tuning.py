@@ -1,4 +1,4 @@
-"""Which weights of a model move, and how: adapters, low-rank updates, chosen slices.
+"""The contract of socket `tuning`: which weights of a model train, and how (adapters, low-rank updates, chosen slices).
 
 A tuning puts new parameters beside a model's own ones. At the start the model computes what it did before, bit for bit; the
 tuning can be switched off for a moment, taken out again, saved by itself and, where its form allows it, merged into the weights.

@@ -1,4 +1,4 @@
-"""Questions that two pictures of a pair answer differently: what a single changed thing decides.
+"""Questions whose answer differs between the two pictures of a pair, because a single thing was changed.
 
 Questions about the changed thing itself are asked directly; others by the world's own question makers, and they count as a
 contrast if both pictures can be asked and answer differently. Either way answers are kept unique by the makers' margins.

@@ -1,4 +1,4 @@
-"""ZoomEye: a best-first search of ever smaller views finds a small thing in few visits, and the model then sees it."""
+"""ZoomEye: a best-first search of ever smaller views finds a small thing in few visits, and the model then answers about it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def looking(name: str, look: str) -> Vary:
 CLAIMS = [
     Exact(
         id="finds_quickly",
-        promise="An oracle finds a 256th of the picture in at most 1 + 4 x depth visits.",
+        promise="A search with an oracle finds a 256th of the image in at most 1 + 4 x depth visits.",
         paper="algorithm 1",
         run=finds_quickly,
     ),
@@ -100,13 +100,13 @@ CLAIMS = [
     ),
     Exact(
         id="asks_little",
-        promise="A search asks for at most nine confidences a visit: one of the region, two of each of its four parts.",
+        promise="A search asks for at most nine confidences per visit: one of the region, two of each of its four parts.",
         paper="algorithm 1",
         run=asks_little,
     ),
     Experiment(
         id="zooms_in",
-        promise="Answers about things far smaller than the picture are right more often after a search than at a glance.",
+        promise="Accuracy on objects far smaller than the image is higher after a search than from one view of the whole image.",
         paper="tables 1 and 2",
         protocol=Zooming(),
         treatment=looking("search", "search"),

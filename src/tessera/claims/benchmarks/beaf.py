@@ -71,13 +71,14 @@ def further(metric: str, other: str, *, of: str, than: str) -> Effect:
 CLAIMS = [
     Exact(
         id="analytic",
-        promise="Scripted answers get their analytic values: an oracle, always yes, always no, a coin, one who repeats itself.",
+        promise="Scripted answers get their analytic scores: an oracle, always yes, always no, random answers, answers that "
+        "ignore the removal.",
         paper="section 3.3",
         run=analytic,
     ),
     Experiment(
         id="shows_what_accuracy_hides",
-        promise="Where a model sees poorly, True Understanding is further below that of clear sight than accuracy is.",
+        promise="From the original to a blurred image, True Understanding falls further than accuracy.",
         paper="section 4.2, table 2",
         protocol=Removal(),
         treatment=Vary("blurred image", uses=("beaf",), image="blurred"),

@@ -1,4 +1,4 @@
-"""MMStar: questions that need no picture are sorted out blind, and what is left tells a seeing model from a blind one."""
+"""MMStar: questions that models answer without the image are dropped; the others measure what a model gains from the image."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def formulas(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="formulas",
-        promise="Answers are read by the published rules, and gain and leakage are their formulas.",
+        promise="Answers are read by the published rules, and gain and leakage equal their formulas.",
         paper="section 4.3, equations 1 and 2",
         run=formulas,
     ),
     Experiment(
         id="drops_what_needs_no_picture",
-        promise="A judge without pictures drops a higher share of the questions that need none than of those that do.",
+        promise="A judge without images drops a higher share of the questions that need no image than of those that need one.",
         paper="section 3.1, table 1",
         protocol=QuestionSelection(),
         treatment=Vary("judge", uses=("mmstar",)),
@@ -67,7 +67,7 @@ CLAIMS = [
     ),
     Experiment(
         id="gain_is_of_the_picture",
-        promise="A seeing model has a gain: its score with pictures is above that without.",
+        promise="A model's score is higher with the images than without: its multimodal gain is above zero.",
         paper="section 4.3, table 6",
         protocol=Choices(),
         treatment=Vary("own image", uses=("mmstar",)),
@@ -79,7 +79,8 @@ CLAIMS = [
     ),
     Experiment(
         id="tells_leaks",
-        promise="A model trained on the benchmark's questions leaks more than a twin trained on as many other questions.",
+        promise="Leakage is higher for a model trained on the benchmark's questions than for a twin trained on as many other "
+        "questions.",
         paper="section 4.3, equation 2, table 6",
         protocol=Leaked(),
         treatment=Vary("leaked", uses=("mmstar",), data="leaked"),

@@ -1,4 +1,4 @@
-"""Model soups: the mean of several fine-tuned models' weights is better than the best of them, for the price of one."""
+"""Model soups: the mean of several fine-tuned models' weights is more accurate than the best of them, at the cost of one."""
 
 from __future__ import annotations
 
@@ -60,19 +60,20 @@ def linear_ensemble(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="identical",
-        promise="A soup of identical ingredients is the ingredient, and the greedy choice is the one written out.",
+        promise="A soup of identical ingredients is the ingredient, and the greedy choice is that worked out by hand for known "
+        "scores.",
         paper="section 2, recipe 1",
         run=identical,
     ),
     Exact(
         id="linear_ensemble",
-        promise="A linear model's soup answers as its ensemble.",
+        promise="The soup of linear models gives the same answers as their ensemble.",
         paper="section 4",
         run=linear_ensemble,
     ),
     Experiment(
         id="beats_best",
-        promise="A greedy soup is more accurate than the best of its ingredients on held-out data.",
+        promise="On held-out data the accuracy of a greedy soup is higher than that of the best of its ingredients.",
         paper="tables 2 and 3",
         protocol=Souping(),
         treatment=Use("model_soups", kind="greedy"),

@@ -109,26 +109,27 @@ def one_scale(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="moved_scales",
-        promise="Moving the scales changes neither the model nor a single code.",
+        promise="Moving the scales changes neither the outputs nor a single code.",
         paper="section 4.2, equations 7 to 11",
         run=moved_scales,
     ),
     Exact(
         id="shifts_alone",
-        promise="Powers of sqrt 2 are powers of 2 with a scale by parity.",
+        promise="Powers of the square root of 2 equal powers of 2 with a scale by parity.",
         paper="section 4.3, equations 12 to 15",
         run=shifts_alone,
     ),
     Exact(
         id="whole_numbers",
-        promise="One scale for all channels lets a product be computed in whole numbers.",
+        promise="With one scale for all channels a product can be computed in integers.",
         paper="section 3",
         run=whole_numbers,
     ),
     Exact(id="one_scale", promise="The input of every layer has one scale for all channels.", paper="section 4.2", run=one_scale),
     Experiment(
         id="keeps_accuracy",
-        promise="At 4 bits a tower with outlier channels is more accurate with moved scales than with one scale fitted a layer.",
+        promise="At 4 bits, the accuracy of a tower with outlier channels is higher with moved scales than with one fitted scale "
+        "per layer.",
         paper="section 5.2, table 1",
         protocol=Quantising(),
         treatment=Use("repq_vit"),

@@ -1,4 +1,4 @@
-"""LiMBeR: one linear map between a frozen image encoder and a frozen language model, and nothing else learns."""
+"""LiMBeR: one linear map between a frozen image encoder and a frozen language model, and nothing else is trained."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def map_alone(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="map_alone",
-        promise="It is one linear map, and a training step moves nothing else.",
+        promise="The connector is one linear map, and a training step changes nothing else.",
         paper="section 3",
         run=map_alone,
     ),
     Experiment(
         id="brings_over_what_is_known",
-        promise="Between a frozen tower and a frozen language model the trained map answers about things more accurately from a "
-        "tower that knows their names than from one of random weights.",
+        promise="Between a frozen tower and a frozen language model, accuracy with a trained linear map is higher for a tower "
+        "that was trained on object names than for one of random weights.",
         paper="section 4, table 2 (the random NFRN50)",
         protocol=ShortTraining(
             parts={"encoders": [TOWER], "tokens": {"kind": "pixel_shuffle", "factor": 2}, "connector": {"kind": "limber"}},

@@ -90,13 +90,13 @@ READING = {**QUERIES, "reads_question": True}
 CLAIMS = [
     Exact(
         id="equals_transformers",
-        promise="The Q-Former gives what InstructBLIP's in transformers gives on the same weights, within 1e-5.",
+        promise="The Q-Former's outputs equal those of InstructBLIP's in transformers on the same weights, within 1e-5.",
         paper="section 2.3",
         run=equals_transformers,
     ),
     Experiment(
         id="reads_the_question",
-        promise="With four queries, queries that read the question are more accurate than queries that do not.",
+        promise="With four queries, accuracy is higher when the queries read the question than when they do not.",
         paper="section 3.4, table 2",
         protocol=ShortTraining(
             parts={"encoders": [TOWER], "tokens": {"kind": "pixel_shuffle", "factor": 2}, "connector": QUERIES},

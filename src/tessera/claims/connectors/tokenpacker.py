@@ -79,13 +79,14 @@ EVERYWHERE: dict[str, Any] = {
 CLAIMS = [
     Exact(
         id="equals_the_naive",
-        promise="Every token reads its own region and nothing else, as a loop over regions and heads does, within 1e-5.",
+        promise="Every token reads its own region and nothing else, as in a loop over regions and heads, within 1e-5.",
         paper="section 3.2",
         run=equals_the_naive,
     ),
     Experiment(
         id="packing_beats_pooling",
-        promise="At four tokens an image, packed tokens are more accurate than pooled ones (the point queries without regions).",
+        promise="At four tokens an image, accuracy is higher with packed tokens than with pooled ones (the point queries without "
+        "regions).",
         paper="section 4.3, table 4",
         protocol=ShortTraining(parts={"encoders": [TOWER], "connector": FEW}, steps=600, tests=("own", "mismatched image")),
         treatment=Build("packed"),

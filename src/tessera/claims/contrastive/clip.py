@@ -1,4 +1,4 @@
-"""CLIP: one vector per image and one per text, trained by contrast alone, classify without labels."""
+"""CLIP: one vector per image and one per text, trained by contrast alone, classify zero-shot."""
 
 from __future__ import annotations
 
@@ -110,13 +110,14 @@ def _same_as(theirs: Any) -> Any:
 CLAIMS = [
     Exact(
         id="transformers_model",
-        promise="Features, logits and loss are those of transformers' CLIPModel on the same weights.",
+        promise="Features, logits and loss equal those of transformers' CLIPModel on the same weights.",
         paper="section 2",
         run=transformers_model,
     ),
     Experiment(
         id="names_without_labels",
-        promise="Names from a prompt are more accurate than a linear classifier fitted to two images of each class.",
+        promise="Zero-shot accuracy with one prompt is higher than the accuracy of a linear classifier fitted to two images of "
+        "each class.",
         paper="section 3.1.5, figure 6",
         protocol=Contrastive(shots=2),
         treatment=Use("clip"),
@@ -129,7 +130,7 @@ CLAIMS = [
     ),
     Experiment(
         id="several_prompts",
-        promise="The mean of several prompts names things more accurately than one prompt.",
+        promise="Zero-shot accuracy is higher with the mean of several prompts than with one prompt.",
         paper="section 3.1.4, figure 4",
         protocol=Contrastive(),
         treatment=Use("clip", read="prompts"),

@@ -1,4 +1,4 @@
-"""FILIP: comparing every patch with every word finds captions, and where things are, better than one vector for each."""
+"""FILIP: comparing every patch with every word retrieves captions and localises objects better than one vector for each."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def loops(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="loops",
-        promise="The similarity, in both directions, and the choice of tokens are those of the equations.",
+        promise="The similarity, in both directions, and the choice of tokens equal their equations.",
         paper="equations 4 and 5, section 3.1",
         run=loops,
     ),
     Experiment(
         id="finds_captions",
-        promise="It finds the caption of an image among others more often than one vector for each does.",
+        promise="The caption of an image is retrieved more often by token-wise similarity than by one vector for image and text.",
         paper="tables 2 and 3",
         protocol=Contrastive(),
         metric="caption",
@@ -93,7 +93,7 @@ CLAIMS = [
     ),
     Experiment(
         id="points_at_things",
-        promise="The patch that is most like a thing's name lies on the thing more often than by CLIP's patches.",
+        promise="The patch most similar to an object's name lies on the object more often than with CLIP's patches.",
         paper="figure 2",
         protocol=Contrastive(),
         metric="pointing",

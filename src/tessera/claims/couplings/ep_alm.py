@@ -1,4 +1,4 @@
-"""eP-ALM: one visual token, replaced by a deeper level at every layer, tells a frozen language model more than the last level."""
+"""eP-ALM: one visual token, replaced by a deeper level at every layer, gives a frozen language model more than the last level."""
 
 from __future__ import annotations
 
@@ -78,13 +78,14 @@ LAST: dict[str, Any] = {**LEVELS, "levels": 1}
 CLAIMS = [
     Exact(
         id="equals_insertion",
-        promise="One token is inserted at a layer and replaced at the next ones, and nothing else changes: logits within 1e-6.",
+        promise="One token is inserted at a layer and replaced at the next ones, and nothing else changes: logits equal within "
+        "1e-6.",
         paper="section 3.2, figure 3",
         run=equals_insertion,
     ),
     Experiment(
         id="levels_help",
-        promise="Six levels of the tower are more accurate than its last level alone, at the same number of tokens.",
+        promise="At the same number of tokens, accuracy is higher with six levels of the tower than with its last level alone.",
         paper="section 4.3, table 4",
         protocol=ShortTraining(
             parts={"encoders": [TOWER], "coupling": LEVELS},

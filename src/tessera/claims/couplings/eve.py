@@ -124,20 +124,19 @@ FRONT: dict[str, Any] = {"kind": "eve", "width": 96, "heads": 4, "every": 1, "te
 CLAIMS = [
     Exact(
         id="equals_loops",
-        promise="Patch embedding and patch aligning are what their equations say, within 1e-9.",
+        promise="Patch embedding and patch aligning equal their equations, within 1e-9.",
         paper="section 3.1, equations 1 to 3",
         run=equals_loops,
     ),
     Exact(
         id="teacher_is_for_training",
-        promise="The frozen encoder adds a term to the loss and is gone after training: answers without it are the same.",
+        promise="The frozen encoder adds a term to the loss and is removed after training: answers without it are the same.",
         paper="section 3.1",
         run=teacher_is_for_training,
     ),
     Experiment(
         id="aligning_helps",
-        promise="After as many steps, a language model that is drawn to a frozen encoder's features is more accurate than one "
-        "that is not.",
+        promise="After as many steps, accuracy is higher with alignment to a frozen encoder's features than without it.",
         paper="section 4.3, figure 5",
         protocol=ShortTraining(
             parts={"coupling": FRONT},

@@ -88,14 +88,14 @@ CLAIMS = [
     ),
     Exact(
         id="last_image_only",
-        promise="A text token sees the last image before it and of no other.",
+        promise="A text token attends to the last image before it and to no other.",
         paper="section 2.3, figure 7",
         run=last_image_only,
     ),
     Experiment(
         id="frozen_model_sees",
-        promise="With tower and language model frozen, the inserted blocks make answers about the image more accurate than "
-        "answers without it.",
+        promise="With tower and language model frozen, accuracy with the trained cross-attention blocks is higher than without "
+        "the image.",
         paper="section 3.1, table 3",
         protocol=ShortTraining(
             parts={

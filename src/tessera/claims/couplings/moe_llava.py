@@ -122,20 +122,20 @@ CLAIMS = [
     ),
     Exact(
         id="equals_mixtral",
-        promise="The mixture is Mixtral's and the balance loss that of the equations, within 1e-6.",
+        promise="The mixture equals Mixtral's, and the balance loss its equation, within 1e-6.",
         paper="section 3.2, equations 4 to 6",
         run=equals_mixtral,
     ),
     Exact(
         id="arithmetic_of_two",
-        promise="More experts cost memory, not arithmetic: beyond the router's columns the operations are those of two experts.",
+        promise="More experts cost memory, not operations: beyond the router's columns the operations are those of two experts.",
         paper="section 4.2, table 3",
         run=arithmetic_of_two,
     ),
     Experiment(
         id="ahead_of_dense",
-        promise="Two of four experts, copied from a trained model, become more accurate than two that every token passes "
-        "through, which are as many operations without a choice.",
+        promise="At equal operations, accuracy with two of four experts per token, copied from a trained model, is higher than "
+        "with two experts that process every token.",
         paper="section 4.3, table 7",
         protocol=ShortTraining(
             parts={

@@ -61,15 +61,15 @@ NEAR: dict[str, Any] = {"plug": {"v2pe": {"strides": (16,)}}}
 CLAIMS = [
     Exact(
         id="counted_by_hand",
-        promise="A visual token advances the position by stride / 256, text by 1, and text behind an image stands at the next "
+        promise="A visual token advances the position by stride / 256, text by 1, and text after an image goes on at the next "
         "whole number.",
         paper="section 3.2, equation 4",
         run=counted_by_hand,
     ),
     Experiment(
         id="finds_in_long_inputs",
-        promise="Trained with random strides on few pictures and asked with a small one, a model finds a thing among eight times "
-        "as many pictures more accurately than one with whole positions.",
+        promise="Among eight times as many pictures as in training, accuracy is higher for a model trained with random strides "
+        "and asked with a small one than for one with whole positions.",
         paper="table 4",
         protocol=LongInputs(
             asked={
@@ -101,7 +101,7 @@ CLAIMS = [
     ),
     Cost(
         id="costs_nothing",
-        promise="Other positions take no operation more.",
+        promise="Other positions take no further operations.",
         paper="section 3.2",
         protocol=Prefill(),
         treatment=Plug("v2pe", strides=(16,)),

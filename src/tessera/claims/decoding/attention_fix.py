@@ -1,4 +1,4 @@
-"""Imbalanced-attention fix: text looks harder at chosen image tokens, and fewer things are named that are not there."""
+"""Imbalanced-attention fix: text attends more to chosen image tokens, and fewer absent objects are named."""
 
 from __future__ import annotations
 
@@ -81,18 +81,20 @@ def two_streams(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="rows_sum_to_one",
-        promise="Edited attention rows are the amplified ones, normalised again.",
+        promise="Edited attention rows are the amplified ones, normalised to sum to 1.",
         paper="equation 7",
         run=rows_sum_to_one,
     ),
     Exact(
         id="two_streams",
-        promise="Heads are amplified by their share of attention on the image; tokens are the salient ones and one of each cell.",
+        promise="Heads are amplified by their share of attention on the image; the chosen tokens are the salient ones and one of "
+        "each cell.",
         run=two_streams,
     ),
     Experiment(
         id="fewer_hallucinations",
-        promise="Of the things that a hallucinating model names a lower share is not there with the amplification than without.",
+        promise="Of the objects that a hallucinating model names, a lower share is absent from the image with the amplification "
+        "than without.",
         paper="table 1",
         protocol=Captions(model="nano-invents"),
         given=(Invents(model="nano-invents"),),

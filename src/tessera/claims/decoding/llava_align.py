@@ -111,7 +111,7 @@ def _ends(model: Any) -> list[int]:
 CLAIMS = [
     Exact(
         id="uniform_without_image",
-        promise="Calibrated, answers without an image are exactly uniform, and with one proportional to q / p.",
+        promise="Calibrated probabilities are exactly uniform without an image, and proportional to q / p with one.",
         paper="section 4.1",
         run=uniform_without_image,
     ),
@@ -123,13 +123,14 @@ CLAIMS = [
     ),
     Exact(
         id="costs_a_stream",
-        promise="It costs one more stream, the prompt without its image: less than twice the plain model.",
+        promise="It costs one more stream, the prompt without its image: less than twice the operations of the plain model.",
         paper="section 4.2",
         run=costs_a_stream,
     ),
     Experiment(
         id="removes_the_skew",
-        promise="A model that says yes out of habit is more accurate with debiased decoding than without, on balanced questions.",
+        promise="For a model that says yes out of habit, accuracy on balanced questions is higher with debiased decoding than "
+        "without.",
         paper="tables 2 and 4",
         protocol=Answering(model="nano-habit", types=("existence",)),
         given=(SaysYes(model="nano-habit"),),

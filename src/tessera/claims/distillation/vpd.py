@@ -54,13 +54,13 @@ def _arm(name: str, **options: Any) -> Vary:
 CLAIMS = [
     Exact(
         id="means_what_it_says",
-        promise="With exact tools the program that the words mean gives the right answer, for every question.",
+        promise="With exact tools the program that expresses a question gives the right answer, for every question.",
         run=means_what_it_says,
     ),
     Experiment(
         id="several_find_the_right_one",
-        promise="The program that five and a check of their answers leave has the right rationale more often than one program "
-        "that nothing checks.",
+        promise="The program selected from five by a check of their answers has the right rationale more often than one "
+        "unchecked program.",
         paper="section 3.1",
         protocol=Programs(),
         treatment=Use("vpd", k=5),
@@ -81,7 +81,7 @@ CLAIMS = [
     ),
     Experiment(
         id="distilled_model_reasons",
-        promise="After training on answers and rationales a model is more accurate on questions of a step or two than after the "
+        promise="On questions of one or two steps, accuracy is higher after training on answers and rationales than after the "
         "same training on answers alone.",
         paper="table 4",
         protocol=FurtherTraining(

@@ -90,13 +90,13 @@ SMALL = {"kind": "hilo", "widths": (48, 96), "depths": (1, 3), "heads": (2, 4), 
 CLAIMS = [
     Exact(
         id="equations",
-        promise="With s = 1 it is multi-head attention, with alpha = 0 window attention, else its equations.",
+        promise="With s = 1 it is multi-head attention, with alpha = 0 window attention; otherwise it equals its equations.",
         paper="section 4.1",
         run=equations,
     ),
     Experiment(
         id="beats_windows",
-        promise="A tower with HiLo is more accurate than the same tower with attention inside of windows alone.",
+        promise="The accuracy of a tower with HiLo is higher than that of the same tower with window attention alone.",
         paper="section 5.2, effect of alpha",
         protocol=Backbone(),
         treatment=Build("HiLo", encoder=SMALL),
@@ -111,7 +111,7 @@ CLAIMS = [
     *(
         Cost(
             id=f"cheaper_than_{name}",
-            promise=f"Attention needs fewer operations than {words}.",
+            promise=f"HiLo takes fewer operations than attention {words}.",
             paper="abstract, figure 4",
             protocol=Operations(),
             treatment=Vary("attention", uses=("hilo",)),
@@ -121,8 +121,8 @@ CLAIMS = [
             note=note,
         )
         for name, words, settings, note in (
-            ("reduction", "spatial reduction", {"kind": "reduced"}, "The abstract's 1.4 is of the time on a processor."),
-            ("windows", "windows of 7", {"window": 7, "alpha": 0.0}, "The abstract's 1.6 is of the time on a processor."),
+            ("reduction", "with spatial reduction", {"kind": "reduced"}, "The abstract's 1.4 is of the time on a processor."),
+            ("windows", "in windows of 7", {"window": 7, "alpha": 0.0}, "The abstract's 1.6 is of the time on a processor."),
         )
     ),
 ]

@@ -1,4 +1,4 @@
-"""ProVision: programs that read scene graphs ask questions whose answers are as true as the graph, and models learn from them."""
+"""ProVision: programs over scene graphs make questions whose answers are as right as the graph, and models train on them."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def data(name: str, data: str) -> Vary:
 CLAIMS = [
     Exact(
         id="answers_are_right",
-        promise="Every program's answer is right and the only one.",
+        promise="Every program's answer is right, and no other answer is.",
         paper="section 3, table 1",
         run=answers_are_right,
     ),
     Experiment(
         id="expert_graphs",
-        promise="Answers from the graphs of a vision expert are right more often than each program's most frequent answer.",
+        promise="Answers from the scene graphs of a vision expert are right more often than each program's most frequent answer.",
         paper="section 3.2",
         protocol=Generated(programs=PLACES),
         metric="right",
@@ -85,7 +85,8 @@ CLAIMS = [
     ),
     Experiment(
         id="teaches",
-        promise="At equal budget a model trained with the engine's data answers about counts, relations and depth more rightly.",
+        promise="At equal budget, accuracy on counts, relations and depth is higher after training with the engine's data than "
+        "with base data alone.",
         paper="section 4.2, tables 2 to 4",
         protocol=EngineData(programs=ABILITIES),
         treatment=data("engine's data", "engine"),

@@ -104,13 +104,14 @@ def _attend(layer: Any, x: Tensor, value: Tensor) -> Tensor:
 CLAIMS = [
     Exact(
         id="equation",
-        promise="It begins as its base, follows its equations, and leaves out every expert that is not named.",
+        promise="The adapter starts as the identity on its base encoder, equals its equations, and leaves out every expert that "
+        "is not named.",
         paper="section 3.3",
         run=equation,
     ),
     Experiment(
         id="routes_by_question",
-        promise="One expert, chosen by the question, is more accurate than all experts together.",
+        promise="Accuracy is higher with one expert, chosen by the question, than with all experts together.",
         paper="section 3.2, table 6",
         protocol=ExpertRouting(),
         treatment=Vary("routed", uses=("mova",)),
@@ -127,7 +128,7 @@ CLAIMS = [
     ),
     Cost(
         id="skips_experts",
-        promise="The adapter takes more operations with all three experts named than with one.",
+        promise="The adapter takes fewer operations with one expert named than with all three.",
         paper="section 3.3",
         protocol=Operations(),
         treatment=Vary("adapter", uses=("mova",), named=1),

@@ -61,13 +61,14 @@ def written_prompt(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="written_prompt",
-        promise="Started from a prompt's words it is that prompt, and only the vectors learn.",
+        promise="Started from a prompt's words the classifier equals that of the prompt, and only the context vectors train.",
         paper="section 3.2",
         run=written_prompt,
     ),
     Experiment(
         id="beats_prompt",
-        promise="With sixteen images of each class, learned vectors are more accurate than the written prompt.",
+        promise="With sixteen images of each class, accuracy is higher with learned context vectors than with the written "
+        "prompt.",
         paper="figure 3",
         protocol=FewShots(),
         treatment=Use("coop", shots=16, epochs=60),

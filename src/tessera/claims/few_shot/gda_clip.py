@@ -53,13 +53,13 @@ def posteriors(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="posteriors",
-        promise="Weights and biases are those of the Gaussian posteriors.",
+        promise="Weights and biases equal those of the Gaussian posteriors.",
         paper="equations 3 to 6",
         run=posteriors,
     ),
     Experiment(
         id="beats_prompts",
-        promise="With four images of each class it is more accurate than the written prompt.",
+        promise="With four images of each class, accuracy is higher than with the written prompt.",
         paper="figure 2",
         protocol=FewShots(shots=4, copies=4),
         treatment=Use("gda_clip", shots=4),
@@ -72,7 +72,8 @@ CLAIMS = [
     ),
     Experiment(
         id="beats_unknown_names",
-        promise="It does so for things whose names the text tower never learned.",
+        promise="For objects whose names the text tower was not trained on, accuracy with four images of each class is higher "
+        "than with the written prompt.",
         paper="figure 2",
         protocol=FewShots(of="novel", view="scenes", shots=4, copies=4),
         treatment=Use("gda_clip", shots=4),
@@ -85,7 +86,7 @@ CLAIMS = [
     ),
     Experiment(
         id="extends_to_new",
-        promise="Classes without images are named more accurately than by their prompts, from the images of other classes.",
+        promise="For classes without images, accuracy with the images of other classes is higher than with their prompts alone.",
         paper="table 3, base to new",
         protocol=FewShots(classes=40, shots=4, copies=4),
         treatment=Use("gda_clip", shots=4, tested="new"),

@@ -1,4 +1,4 @@
-"""Griffon: things are found as plain text, tokens' probabilities are scores, and absent things are answered by "none"."""
+"""Griffon: objects are located in plain text, token probabilities are scores, and absent objects are answered by "none"."""
 
 from __future__ import annotations
 
@@ -65,13 +65,14 @@ def trained(name: str, negatives: str) -> Vary:
 CLAIMS = [
     Exact(
         id="notation_comes_back",
-        promise="The notation loses at most 0.0005, damaged texts do no harm, and a score is the root of both products.",
+        promise="Coordinates written as text are off by at most 0.0005, damaged texts raise nothing, and a score is the root of "
+        "both products.",
         paper="sections 3.1 and 3.3",
         run=notation_comes_back,
     ),
     Experiment(
         id="scores_rank",
-        promise="Scores of token probabilities rank right boxes above wrong ones, which boxes without scores are not.",
+        promise="Precision weighted by rank is higher with token probabilities as scores than with constant scores.",
         paper="section 3.3, table 6",
         protocol=Locating(),
         metric="precision by rank",
@@ -93,7 +94,8 @@ CLAIMS = [
     ),
     Experiment(
         id="negatives",
-        promise="Trained with questions about absent things, a model makes up fewer boxes for them than when trained without.",
+        promise="A model gives fewer boxes for absent objects after training with questions about absent objects than after "
+        "training without them.",
         paper="section 3.2",
         protocol=Referents(),
         metric="false boxes",

@@ -107,13 +107,13 @@ CLAIMS = [
     ),
     Exact(
         id="written_out",
-        promise="Teacher, decoder and loss equal the method written out.",
+        promise="Teacher, decoder and loss equal a reference written from the paper's description.",
         paper="equation 3",
         run=written_out,
     ),
     Experiment(
         id="patches_say_more",
-        promise="After the stage a linear probe of single patches is more accurate than before.",
+        promise="The accuracy of a linear probe of single patches is higher after the stage than before it.",
         paper="section 4, table 1",
         protocol=PostTraining(),
         metric="patch",

@@ -58,14 +58,16 @@ def views_of(name: str, *layers: str) -> Vary:
 CLAIMS = [
     Exact(
         id="lines_never_meet",
-        promise="The adaptive grid shares no cut line with the detail grid, whatever the picture's shape.",
+        promise="The adaptive grid shares no cut line with the detail grid, whatever the image's shape.",
         paper="section 3.1",
         run=lines_never_meet,
     ),
-    Exact(id="views_cover", promise="The views put together are the picture, each where its box says.", run=views_cover),
+    Exact(
+        id="views_cover", promise="The views put together are the image, each at the place that its box says.", run=views_cover
+    ),
     Experiment(
         id="recognises_what_is_cut",
-        promise="Of the things that the detail grid cuts, more are recognised with the adaptive layer than without it.",
+        promise="Of the objects that the detail grid cuts, a higher share is recognised with the adaptive layer than without it.",
         paper="table 3, figure 4",
         protocol=Views(),
         metric="cut things",
@@ -80,7 +82,8 @@ CLAIMS = [
     ),
     Experiment(
         id="recognises_beside_a_thumbnail",
-        promise="Of the things that the detail grid cuts, more are recognised in all three layers than in grid and thumbnail.",
+        promise="Of the objects that the detail grid cuts, a higher share is recognised with all three layers than with detail "
+        "grid and thumbnail.",
         paper="table 3",
         protocol=Views(),
         metric="cut things",

@@ -1,4 +1,4 @@
-"""S2: a frozen encoder at two scales sees small things that it misses at one, and the language model reads as many tokens."""
+"""S2: a frozen encoder at two scales represents small objects that it misses at one, with as many tokens."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ CLAIMS = [
     ),
     Experiment(
         id="small_things",
-        promise="A linear layer names small things more accurately from features at 1x and 2x than from those at 1x.",
+        promise="The accuracy of a linear layer on small objects is higher with features at 1x and 2x than with features at 1x.",
         paper="section 4.3, table 5",
         protocol=SmallThings(),
         treatment=Build("1x and 2x", pixels={"kind": "s2", "scales": (1, 2)}),
@@ -90,7 +90,7 @@ CLAIMS = [
     ),
     Cost(
         id="views",
-        promise="Twice the side costs five times the operations of the encoder, one view and four.",
+        promise="At twice the image's side the encoder takes five times the operations: one view at 1x and four at 2x.",
         paper="section 3.1",
         protocol=Operations(),
         treatment=Vary("views", uses=("s2",), scales=(1,)),

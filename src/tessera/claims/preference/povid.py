@@ -83,20 +83,20 @@ def _arm(name: str, **options: object) -> Vary:
 CLAIMS = [
     Exact(
         id="equals_the_formula",
-        promise="The loss and its gradients equal the formula written out.",
+        promise="The loss and its gradients equal a reference written from the paper's formula.",
         paper="equations 3 to 5",
         run=equals_the_formula,
     ),
     Exact(
         id="noise_is_a_diffusion",
-        promise="The noise keeps the variance, and hides the image from step to step.",
+        promise="The noise keeps the variance, and hides more of the image from step to step.",
         paper="section 3.2",
         run=noise_is_a_diffusion,
     ),
     Experiment(
         id="sees_what_is_there",
-        promise="A model that says yes too often is more accurate on whether something is there after both preferences than "
-        "before.",
+        promise="For a model that says yes too often, accuracy on questions about existence is higher after both preferences "
+        "than before.",
         paper="table 1",
         protocol=FurtherTraining(
             model="nano-yes",

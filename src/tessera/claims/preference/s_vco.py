@@ -97,20 +97,20 @@ def _arm(name: str, **options: Any) -> Vary:
 CLAIMS = [
     Exact(
         id="equals_the_formula",
-        promise="The loss and its gradients equal the formula written out.",
+        promise="The loss and its gradients equal a reference written from the paper's formula.",
         paper="equations 4 to 7",
         run=equals_the_formula,
     ),
     Exact(
         id="begins_neutral",
-        promise="Without any learning every term is log 2.",
+        promise="Before training every term of the loss is log 2.",
         paper="equations 4 to 7",
         run=begins_neutral,
     ),
     Experiment(
         id="tells_pairs_apart",
-        promise="A model that says yes too often answers rightly about both pictures of a pair more often after S-VCO than after "
-        "DPO on the same pairs.",
+        promise="A model that says yes too often answers both images of a pair rightly more often after S-VCO than after DPO on "
+        "the same pairs.",
         paper="table 1",
         protocol=FurtherTraining(
             model="nano-yes",

@@ -89,19 +89,20 @@ def _with_idle_layer(at: int) -> tuple[Any, Any]:
 CLAIMS = [
     Exact(
         id="orders",
-        promise="Orders are permutations of what they are said to permute, and neighbours are the nearest ones.",
+        promise="Orders are permutations of what they are said to permute, and mutual nearest neighbours equal those of a loop.",
         paper="section 3.2",
         run=orders,
     ),
     Exact(
         id="idle_layer",
-        promise="Noise in a layer that does nothing costs nothing, in any other something, and the model stays as it was.",
+        promise="Noise in a layer that does nothing leaves the loss as it is, noise in any other layer does not, and the model "
+        "is restored.",
         paper="section 3.6",
         run=idle_layer,
     ),
     Experiment(
         id="order_of_tokens",
-        promise="Shuffled visual tokens cost less accuracy than shuffled patches of the picture.",
+        promise="Shuffled visual tokens lower accuracy less than shuffled patches of the image do.",
         paper="section 3.2, table 1",
         protocol=Disturbed(),
         treatment=Vary("tokens", uses=PART, look="tokens"),
@@ -124,7 +125,7 @@ CLAIMS = [
     ),
     Experiment(
         id="lower_layers",
-        promise="Noise in a layer of the lower quarter raises the loss further than noise in one of the other layers.",
+        promise="Noise in a layer of the lower quarter raises the loss more than noise in one of the other layers.",
         paper="section 3.6, figure 6",
         protocol=NoisyLayers(),
         treatment=Vary("lower quarter", uses=PART, layers=(0.0, 0.25)),

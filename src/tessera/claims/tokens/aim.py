@@ -68,19 +68,20 @@ def ranks_like_a_power(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="merges_like_a_loop",
-        promise="Merging equals a loop over all pairs, of equal ones the earlier.",
+        promise="Merging equals a loop over all pairs of tokens; among equally similar pairs the earlier one is merged.",
         paper="section 3.1",
         run=merges_like_a_loop,
     ),
     Exact(
         id="ranks_like_a_power",
-        promise="PageRank is the start times the fifth power of the matrix.",
+        promise="PageRank equals the start vector times the fifth power of the matrix.",
         paper="section 3.2",
         run=ranks_like_a_power,
     ),
     Experiment(
         id="beats_random",
-        promise="Merged to a quarter and pruned late it is more accurate than as many random tokens in the same layers.",
+        promise="Accuracy with tokens merged to a quarter and pruned in late layers is higher than with as many random tokens in "
+        "the same layers.",
         paper="table 1",
         protocol=Answering(),
         treatment=Plug("aim", merge=0.25, start=4, stop=6),
@@ -94,7 +95,8 @@ CLAIMS = [
     ),
     Cost(
         id="seven_times_fewer_operations",
-        promise="Merged to a quarter, none at the end: seven times fewer operations of the language model for a video.",
+        promise="With tokens merged to a quarter and pruned to none, the language model takes seven times fewer operations for a "
+        "video.",
         paper="abstract",
         protocol=Prefill(patches=79, rounds=0),
         treatment=Plug("aim", merge=0.25),

@@ -38,7 +38,7 @@ SIGNS = Answering(types=("reading",), world={"kinds": {"text": 1.0}})
 CLAIMS = [
     Exact(
         id="top_quarter",
-        promise="What stays is the plain top quarter by the tower's own attention, in order.",
+        promise="The tokens that stay are the top quarter by the tower's own attention, in order.",
         paper="section 3.2",
         run=top_quarter,
     ),
@@ -60,7 +60,8 @@ CLAIMS = [
     ),
     Experiment(
         id="rows_for_reading",
-        promise="For text, which runs along a line, whole rows are more accurate than single tokens at half of the tokens.",
+        promise="Accuracy on questions about text is higher with half of the tokens kept as whole rows than with half kept one "
+        "by one.",
         paper="section 3.3",
         protocol=SIGNS,
         treatment=Plug("fopru", keep=0.5, strategy="row"),
@@ -73,7 +74,7 @@ CLAIMS = [
     ),
     Cost(
         id="halves_prefill",
-        promise="A quarter of 576 tokens halves the operations of a prefill.",
+        promise="With a quarter of 576 visual tokens a prefill takes at most half of the operations.",
         paper="table 3",
         protocol=Prefill(),
         treatment=Plug("fopru", keep=0.25),

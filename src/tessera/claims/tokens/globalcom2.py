@@ -72,20 +72,20 @@ def leaves_a_quarter(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="like_a_loop",
-        promise="Shares of tiles and the tokens that stay are those of a loop over the equations.",
+        promise="The shares of tiles and the tokens that stay equal those of a loop over the equations.",
         paper="equations 4 to 8",
         run=like_a_loop,
     ),
     Exact(
         id="leaves_a_quarter",
-        promise="Of thumbnail and tiles at most a quarter is left, besides newlines, for fewer operations.",
+        promise="Of thumbnail and tiles at most a quarter of the tokens is left, newlines aside, for fewer operations.",
         paper="table 5",
         run=leaves_a_quarter,
     ),
     Experiment(
         id="keeps_small_things",
-        promise="Of a tenth of the tokens, chosen with the thumbnail as guide, small things keep at least half of theirs more "
-        "often than of as many chosen tile by tile.",
+        promise="At a tenth of the tokens, small objects keep at least half of theirs more often when the thumbnail guides the "
+        "choice than when each tile is chosen by itself.",
         paper="table 3",
         protocol=Canvas(),
         metric="small things",

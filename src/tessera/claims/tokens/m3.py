@@ -77,20 +77,20 @@ _SAMPLED = tuple({"uniform": {"keep": (share,)}} for share in (1.0, 0.25, 0.082,
 CLAIMS = [
     Exact(
         id="nests",
-        promise="Pooled twice by 2 is pooled once by 4, and is average pooling.",
+        promise="Pooling twice by 2 equals pooling once by 4, and is average pooling.",
         paper="section 3",
         run=nests,
     ),
     Exact(
         id="pools_what_enters",
-        promise="The language model reads the average-pooled output of the projector, and nothing else of the image.",
+        promise="The language model reads the average-pooled output of the projector and nothing else of the image.",
         paper="section 3",
         run=pools_what_enters,
     ),
     Experiment(
         id="reads_pooled_tokens",
-        promise="A model that was trained on all scales is more accurate with 16 of 196 tokens than one that was trained on all "
-        "tokens and is pooled only when it is asked.",
+        promise="With 16 of 196 tokens, the accuracy of a model trained on all scales is higher than that of one trained on all "
+        "tokens and pooled at test time.",
         paper="table 2",
         protocol=FurtherTraining(
             types=SEEING,

@@ -55,7 +55,7 @@ def from_stage_to_stage(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="top_half",
-        promise="What stays is the plain top half of the last instruction token's attention, in order.",
+        promise="The tokens that stay are the top half by the last instruction token's attention, in order.",
         paper="section 3.2",
         run=top_half,
     ),
@@ -67,7 +67,8 @@ CLAIMS = [
     ),
     Experiment(
         id="beats_random",
-        promise="Dropping from stage to stage by attention is more accurate than dropping as many at random in the same places.",
+        promise="Accuracy with tokens dropped in stages by attention is higher than with as many random tokens dropped in the "
+        "same layers.",
         paper="tables 1 and 5",
         protocol=Answering(),
         treatment=Plug("pyramiddrop", keep=KEEP, layers=LAYERS),

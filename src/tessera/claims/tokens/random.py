@@ -36,12 +36,13 @@ def blind_choice(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="blind_choice",
-        promise="The choice does not depend on the image, and another seed chooses otherwise.",
+        promise="The choice does not depend on the image, and another seed chooses other tokens.",
         run=blind_choice,
     ),
     Experiment(
         id="costs_accuracy",
-        promise="Random dropping to a quarter loses accuracy, and to a sixteenth it loses more.",
+        promise="Accuracy with a random quarter of the tokens is lower than with all of them, and with a random sixteenth lower "
+        "still.",
         protocol=Answering(),
         treatment=Plug("random", keep=(0.25,), repeats=3),
         baseline=Plug("random", keep=(1.0,)),

@@ -66,13 +66,14 @@ CLAIMS = [
     ),
     Exact(
         id="best_half",
-        promise="The half of the detail layer that later tokens attend to most in the second layer stays, in order.",
+        promise="The half of the detail layer's tokens that later tokens attend to most in the second layer stays, in order.",
         paper="section 3.2",
         run=best_half,
     ),
     Experiment(
         id="beats_random",
-        promise="Half of the detail tokens, chosen by the second layer's attention, is more accurate than a random half there.",
+        promise="Accuracy with half of the detail tokens, chosen by the second layer's attention, is higher than with a random "
+        "half.",
         paper="table 5",
         protocol=Answering(),
         treatment=Plug("scm", keep=0.5, layer=2, detail=(1,)),

@@ -40,13 +40,13 @@ def nested(lab: Lab) -> Checked:
 CLAIMS = [
     Exact(
         id="every_second",
-        promise="At a quarter every second row and column stays, at a sixteenth every fourth.",
+        promise="At a quarter every second row and column of tokens stays, at a sixteenth every fourth.",
         run=every_second,
     ),
-    Exact(id="nested", promise="Later drops keep a part of what earlier ones kept.", run=nested),
+    Exact(id="nested", promise="Later drops keep a subset of what earlier ones kept.", run=nested),
     Experiment(
         id="beats_random",
-        promise="A quarter of the visual tokens, spread evenly, is more accurate than a random quarter.",
+        promise="Accuracy with an evenly spread quarter of the visual tokens is higher than with a random quarter.",
         protocol=Answering(),
         treatment=Plug("uniform", keep=(0.25,)),
         baseline=Plug("uniform", keep=(1.0,)),

@@ -102,18 +102,20 @@ def _arm(name: str, **options: Any) -> Vary:
 CLAIMS = [
     Exact(
         id="equals_token_by_token",
-        promise="Every linear layer adds its modality's product, token by token, and merging keeps it.",
+        promise="Every linear layer adds the low-rank product of the token's modality, token by token, and merging keeps the "
+        "outputs.",
         paper="equation 4",
         run=equals_token_by_token,
     ),
     Exact(
         id="costs_one_branch",
-        promise="A token pays for its own adapter alone, and a generated one for none once merged.",
+        promise="A token takes the operations of its own modality's adapter alone, and a generated token none once merged.",
         run=costs_one_branch,
     ),
     Experiment(
         id="learns_more_than_one_adapter",
-        promise="In thick fog a model with an adapter for each modality is more accurate than with one for all of the same rank.",
+        promise="In thick fog, accuracy is higher with an adapter for each modality than with one adapter of the same rank for "
+        "all tokens.",
         paper="table 5",
         protocol=FurtherTraining(
             world=_FOG,

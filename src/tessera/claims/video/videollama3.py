@@ -67,13 +67,14 @@ def _official() -> Any:
 CLAIMS = [
     Exact(
         id="is_its_rule",
-        promise="The mask is that of a naive reading and of transformers' own, bit for bit.",
+        promise="The mask equals that of a naive implementation and that of transformers, bit for bit.",
         paper="section 2.2",
         run=is_its_rule,
     ),
     Experiment(
         id="beats_random",
-        promise="What happened is answered more accurately without what did not change than without as many random tokens.",
+        promise="Accuracy on questions about clips is higher when unchanged tokens are dropped than when as many random tokens "
+        "are.",
         paper="section 2.2",
         protocol=Answering(types=("order",), world={"kinds": {"clip": 1.0}, "frames": (FRAMES, FRAMES)}),
         treatment=Plug("videollama3", threshold=0.1),

@@ -1,4 +1,4 @@
-"""InstructBLIP: a Q-Former reads the image with the question in hand; its queries, which stand nowhere, are the visual tokens."""
+"""InstructBLIP: a Q-Former reads image and question; its queries, which have no place in the image, are the visual tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks that every part is under, whatever its socket: its page, its options, its claims."""
+"""The checks of every part, whatever its socket: its docstring, its options, its claims."""
 
 from __future__ import annotations
 

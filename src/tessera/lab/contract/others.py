@@ -1,4 +1,4 @@
-"""Parts that work on finished things: pictures, weights, a frozen dual encoder."""
+"""Checks of parts that work on what is finished: pictures, weights, a frozen dual encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pages share: templates, names of files, and how a system stands in one word."""
+"""What all pages share: templates, names of files, and the standing of a system in one word."""
 
 from __future__ import annotations
 

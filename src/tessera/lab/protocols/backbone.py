@@ -1,4 +1,4 @@
-"""A small tower is trained from scratch on the world: what an attention, or dropping patches inside of a tower, is worth.
+"""A small tower is trained from scratch on the world: accuracy of kinds of attention, or of dropping patches inside a tower.
 
 The task: at every place (or from the class token) to say in which colour the scene's only thing is tinted. Seeds choose the
 scenes of training and of the test, the starting weights and the order of the data.

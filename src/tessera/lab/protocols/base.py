@@ -1,4 +1,4 @@
-"""What a protocol is: settings, how an arm is measured, and a golden micro-run.
+"""The contract of protocols: settings, how an arm is measured, and a golden micro-run.
 
 A protocol is a frozen dataclass of plain settings. Its file is imported by claims files, so it imports torch inside functions
 only. `version` goes up when it measures something else; evidence of the old version is then stale.

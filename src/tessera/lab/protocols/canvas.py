@@ -1,4 +1,4 @@
-"""Which tokens of an image's tiles are kept beside a thumbnail: how many small things are still covered.
+"""Which tokens of an image's tiles are kept beside a thumbnail: the share of small objects that are still covered.
 
 No model with a class token and tiles is shipped, so what the object expert takes for a thing stands for the class token's
 attention; the tower is left out, and with it everything but the choice.

@@ -1,4 +1,4 @@
-"""What a compressed tower still sees, and what several fine-tuned models are worth as one.
+"""Accuracy of a quantised tower, and of several fine-tuned models merged into one.
 
 Seeds choose the scenes, the images to calibrate on, what is planted, the starting weights and the order of the data.
 """

@@ -1,4 +1,4 @@
-"""Dual encoders learn from captions over a frozen image tower: names, captions and places that they find without labels.
+"""Dual encoders are trained on captions over a frozen image tower: zero-shot accuracy, retrieval of captions, pointing.
 
 Text tower and contrastive part begin with random weights. Seeds choose the classes, the scenes of training and of the test, the
 starting weights and the order of the data. Every image goes through the tower once, and all arms work on the same features.

@@ -1,4 +1,4 @@
-"""Frozen experts are asked by the question: coarse routing of an `experts` part, without a language model.
+"""Frozen experts are chosen by the question: coarse routing of an `experts` part, without a language model.
 
 Seeds choose the scenes of training and of the test, the starting weights and the order of the data.
 """

@@ -1,4 +1,4 @@
-"""A head over the features of frozen towers: what a fusion of encoders, or a wrapper around one, is worth.
+"""A head is trained on features of frozen towers: accuracy with a fusion of encoders, or with a wrapper around one.
 
 Seeds choose the scenes of training and of the test, the starting weights and the order of the data.
 """

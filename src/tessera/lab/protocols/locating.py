@@ -1,4 +1,4 @@
-"""A model writes where things are: whether its scores tell right boxes from wrong ones, and whether it makes boxes up.
+"""A model writes boxes as text: whether its scores rank right boxes above wrong ones, and how many it gives for absent objects.
 
 `Locating` asks a finished model, so its units are images; `Referents` trains one with and without questions about what is not
 there, so its units are seeds.

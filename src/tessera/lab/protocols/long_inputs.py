@@ -1,4 +1,4 @@
-"""A small model learns to find a thing among few pictures and is asked about many: positions far beyond the trained ones.
+"""A small model is trained to find a thing among few pictures and asked about many: positions far beyond the trained ones.
 
 Every row shows pictures of one thing each and asks for two kinds of things: one that a single picture shows, one that none shows.
 """

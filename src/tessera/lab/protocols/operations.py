@@ -1,4 +1,4 @@
-"""What a part's module costs beside another: counted operations and bytes, measured seconds. Random weights.
+"""The cost of a part's module against another's: counted operations and bytes, measured seconds. Random weights.
 
 Each kind of work is a function of `WORKS`; an arm `Vary(work, ...)` names it and its settings.
 """

@@ -1,4 +1,4 @@
-"""Benchmarks against planted truth: answers whose fault is known are scored, and the benchmark has to tell them apart.
+"""Benchmarks are tried on planted faults: answers whose fault is known are scored, and the benchmark has to tell them apart.
 
 `Removal` asks the same questions before and after an object is taken away; `QuestionSelection` sorts questions that need no
 picture out of those that do, and `Choices` asks a model what is left. Nothing is trained, so the units are images.

@@ -1,4 +1,4 @@
-"""What a plugged part saves in a prefill: pixels to the first logits, on a LLaVA with random weights."""
+"""The cost of a prefill (pixels to the first logits) with a part plugged in, on a LLaVA with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thing too small for one glance is searched for by views of the picture, and then asked about.
+"""Visual search: a thing too small for one view of the whole picture is searched for, and then asked about.
 
 Nothing is trained, so the units are pictures. All arms are asked the same question by the same model.
 """

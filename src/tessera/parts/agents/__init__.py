@@ -1,0 +1,1 @@
+"""Parts of socket `agents`: a model with tools in place of the model alone."""

@@ -1,0 +1,1 @@
+"""Parts of socket `benchmarks`: a model -> scores with intervals."""

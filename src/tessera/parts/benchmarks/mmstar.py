@@ -1,4 +1,4 @@
-"""MMStar keeps only questions that need the picture, and says how much a score owes to it and how much to leaked data.
+"""MMStar keeps only questions that need the image, and measures how much of a score is due to it and how much to leaked data.
 
 Source: Chen et al., "Are We on the Right Way for Evaluating Large Vision-Language Models?", NeurIPS 2024, arXiv:2403.20330.
 Candidates, multiple-choice questions with four options, are put to several language models without the picture; what most of

@@ -1,0 +1,1 @@
+"""Parts of socket `compression`: models -> one with fewer, smaller or merged weights."""

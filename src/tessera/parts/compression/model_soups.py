@@ -1,4 +1,4 @@
-"""Model soups average the weights of several fine-tuned models, and get a better model for the price of one.
+"""Model soups average the weights of several fine-tuned models into one model, which costs as much as one of them.
 
 Source: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
 inference time", 2022, arXiv:2203.05482. Models that were fine-tuned from one initialisation with other learning rates, data

@@ -1,0 +1,1 @@
+"""Parts of socket `connectors`: visual tokens -> visual tokens of the language model's width."""

@@ -1,0 +1,1 @@
+"""Parts of socket `couplings`: how the language model receives visual tokens."""

@@ -1,4 +1,4 @@
-"""Imbalanced-attention fix: text looks harder at chosen image tokens in deep layers, heads that see most the hardest.
+"""Imbalanced-attention fix: text attends more to chosen image tokens in deep layers, most in heads that attend to images.
 
 Source: Arif et al., "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", 2025,
 arXiv:2501.12206. A running model's attention is edited, nothing is trained: image tokens are chosen by two streams, what is

@@ -1,4 +1,4 @@
-"""LLaVA-Align: take away from the answers what the language model would have said without looking.
+"""LLaVA-Align: what the language model predicts without the image is taken away from its answers.
 
 Source: Zhang et al., "Debiasing Multimodal Large Language Models" (first "Debiasing Large Visual Language Models"), 2024,
 arXiv:2403.05262. The same prompt is read without its image, or with <unk> in the image's place. *Visual debias decoding*

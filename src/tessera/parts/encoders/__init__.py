@@ -1,0 +1,1 @@
+"""Parts of socket `encoders`: pixels -> visual tokens, one set per encoder."""

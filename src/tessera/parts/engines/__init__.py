@@ -1,0 +1,1 @@
+"""Parts of socket `engines`: annotated images -> conversations to train on."""

@@ -1,0 +1,1 @@
+"""Parts of socket `experts`: the visual tokens of several encoders -> one set."""

@@ -1,0 +1,1 @@
+"""Parts of socket `grounding`: a model's answer -> boxes with scores."""

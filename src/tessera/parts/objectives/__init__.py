@@ -1,0 +1,1 @@
+"""Parts of socket `objectives`: a batch and a model -> a loss with named numbers."""

@@ -1,4 +1,4 @@
-"""POVID: preferences made by hallucinating on purpose, in the answer's text and through a noised image.
+"""POVID: preference pairs from injected hallucinations, in the answer's text and by a noised image.
 
 Source: Zhou et al., "Aligning Modalities in Vision Large Language Models via Preference Fine-tuning", 2024, arXiv:2402.11411. The
 right answer is preferred to two made ones. In the first, plausible mistakes are injected: things that often stand together with

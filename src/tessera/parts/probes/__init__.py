@@ -1,0 +1,1 @@
+"""Parts of socket `probes`: a model -> numbers about its inside."""

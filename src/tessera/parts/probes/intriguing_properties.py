@@ -1,4 +1,4 @@
-"""Intriguing properties: what a vision-language model loses when order, parts or layers of its seeing are disturbed.
+"""Intriguing properties: what a vision-language model loses when order, parts or layers of its visual input are disturbed.
 
 Source: Lee et al., "Intriguing Properties of Large Language and Vision Models", 2024, arXiv:2410.04751. Accuracy is measured
 again after visual tokens are put into random order (all of them, inside groups, or whole groups), after the picture's patches

@@ -1,0 +1,1 @@
+"""Parts of socket `tokens`: visual tokens -> fewer visual tokens."""

@@ -1,4 +1,4 @@
-"""EVE's own layers: from pixels to tokens, and from hidden states to what a teacher shows.
+"""EVE's own layers: from pixels to tokens, and from hidden states to a teacher's features.
 
 Shapes: M images, H x W pixels, h x w windows, s tokens of a set, N tokens, D channels, E of the language model, C of the teacher.
 """
