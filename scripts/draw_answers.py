@@ -22,7 +22,7 @@ from tessera.world.text import load_font
 OUT = Path(__file__).resolve().parent.parent / "docs/images/answers.png"
 KINDS, QUESTIONS = ("scene", "text", "chart"), 5
 SIDE, GAP, LINE = 448, 24, 21
-PAPER, INK, FAINT, GOOD, BAD = (250, 250, 248), (28, 28, 32), (110, 110, 116), (20, 120, 50), (190, 40, 30)
+PAPER, FAINT, GOOD, BAD = (250, 250, 248), (110, 110, 116), (20, 120, 50), (190, 40, 30)
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -255,6 +257,28 @@ def matches(pattern: re.Pattern[str], wanted: Callable[[Path], bool]) -> list[st
         for m in pattern.finditer(text):
             found.append(f"{path.relative_to(ROOT)}:{text[: m.start()].count(chr(10)) + 1}: {m[0]}")
     return found
+
+
+def test_every_name_that_the_search_for_dead_code_passes_over_is_still_defined() -> None:
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["vulture"]["ignore_names"]
+    there = {name for path in tracked() if path.suffix == ".py" for name in defined(ast.parse(path.read_bytes()))}
+    assert allowed and not [pattern for pattern in allowed if not fnmatch.filter(there, pattern)]
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """The names of all functions, classes, arguments, variables and attributes that a module defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def test_a_name_that_is_only_read_is_not_defined() -> None:
+    code = "def f(x):\n    self.y = g(x, z=1).w\nclass C:\n    k: int = 0"
+    assert set(defined(ast.parse(code))) == {"f", "x", "y", "C", "k"}
 
 
 def test_pins_are_plain_names_and_versions() -> None:

@@ -102,9 +102,9 @@ def places(tree: reference.Nav) -> list[str]:
 
 
 def test_the_first_sentence_stands_in_the_list_of_a_package() -> None:
-    page = reference.page(reference.modules()["tessera.hosts"])
-    assert page.startswith("::: tessera.hosts\n")
-    assert "[`session`][tessera.hosts.session]\n:   A conversation with one model about images" in page
+    page = reference.page(reference.modules()["tessera.generation"])
+    assert page.startswith("::: tessera.generation\n")
+    assert "[`session`][tessera.generation.session]\n:   A conversation with one model about images" in page
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,12 @@ def test_docstrings_become_markdown(doc: str, markdown: str) -> None:
 @pytest.mark.parametrize(
     ("text", "source", "page"),
     [
-        ("[`Session.ask`](../src/tessera/generation/session.py)", "docs/a.md", "[`Session.ask`][tessera.hosts.session.Session.ask]"),
-        ("[code](../src/tessera/generation/session.py)", "docs/a.md", "[code][tessera.hosts.session]"),
+        (
+            "[`Session.ask`](../src/tessera/generation/session.py)",
+            "docs/a.md",
+            "[`Session.ask`][tessera.generation.session.Session.ask]",
+        ),
+        ("[code](../src/tessera/generation/session.py)", "docs/a.md", "[code][tessera.generation.session]"),
         ("[claims](../src/tessera/claims/tokens/fopru.py)", "docs/a.md", "claims"),
         (
             "[rules](../CONTRIBUTING.md#tests) [design](design.md)",
@@ -158,9 +162,9 @@ def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for page in ("index.html", "architecture.html", "decisions.html", "reference/tessera.hosts.session.html"):
+    for page in ("index.html", "architecture.html", "decisions.html", "reference/tessera.generation.session.html"):
         assert (tmp_path / "site" / page).is_file(), page
-    session = (tmp_path / "site" / "reference" / "tessera.hosts.session.html").read_text(encoding="utf-8")
-    assert 'id="tessera.hosts.session.Session.ask"' in session
+    session = (tmp_path / "site" / "reference" / "tessera.generation.session.html").read_text(encoding="utf-8")
+    assert 'id="tessera.generation.session.Session.ask"' in session
     part = (tmp_path / "site" / "reference" / "tessera.parts.tokens.uniform.html").read_text(encoding="utf-8")
     assert 'class="nf">Config</span>' in part, "a configuration has no signature"

@@ -40,7 +40,7 @@ def best(places: list[int], score: list[float], count: int) -> set[int]:
     return set(sorted(places, key=lambda place: (-score[place], place))[:count])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(scored(), st.integers(0, 10))
 def test_keep_top_equals_sorting_by_hand(given_: tuple[list[list[float]], list[list[int]]], count: int) -> None:
     scores, groups = given_
@@ -53,7 +53,7 @@ def test_keep_top_equals_sorting_by_hand(given_: tuple[list[list[float]], list[l
         assert found[row].tolist() == [place in chosen or place not in places for place in range(len(score))]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(scored(), st.lists(st.integers(0, 4), min_size=9, max_size=9))
 def test_top_by_group_equals_sorting_each_group_by_hand(
     given_: tuple[list[list[float]], list[list[int]]], wanted: list[int]
@@ -119,7 +119,7 @@ def test_dispersed_keeps_every_second_row_and_column_at_a_quarter(level: int) ->
     assert bool((row[chosen] % step == 0).all()) and bool((column[chosen] % step == 0).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0.05, 0.95))
 def test_dispersed_leaves_no_place_far_from_what_stays(rows: int, columns: int, ratio: float) -> None:
     row, column = places(rows, columns)

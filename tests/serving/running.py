@@ -15,8 +15,9 @@ import openai
 from PIL import Image
 from tests.patience import SECONDS
 
+from tessera.serving.answer import Completion
 from tessera.serving.app import Settings
-from tessera.serving.protocol import ChatRequest, Completion
+from tessera.serving.request import ChatRequest
 from tessera.serving.server import address, bind, make
 from tessera.serving.worker import Answerer
 

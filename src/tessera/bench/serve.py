@@ -354,7 +354,7 @@ def _table(found: ServeLoad) -> Table:
         (f"{found.right}/{good}", "good requests answered as tessera ask answers"),
         (f"{found.refused}/{sum(found.bad.values()) - left}", "bad requests answered with an error object"),
         (f"{found.cancelled}/{left}", "clients that left, nothing left running"),
-        (f"{found.requests_per_second}", "requests per second"),
+        (f"{found.requests_per_second}", f"requests per second, {found.tokens_out} tokens in {found.seconds} s"),
         (f"{found.median_seconds} s", f"per good request in the middle, {found.slowest_seconds} s at most"),
         (f"{found.end_mib - found.start_mib:+.1f} MiB", f"memory, from {found.start_mib} to {found.end_mib} MiB"),
     ]

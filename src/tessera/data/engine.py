@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -20,7 +20,6 @@ from tessera.data.records import Message, Record
 from tessera.data.scene_graph import Annotated
 from tessera.errors import UserError
 from tessera.io import atomic_folder
-from tessera.world.rng import Rng
 from tessera.world.scene import Question
 
 HELD_BACK = ("test",)
@@ -93,35 +92,3 @@ def write(records: Iterable[Record], folder: str | Path) -> Path:
         if not count:
             raise UserError("the engine made no records of these pictures, so there is nothing to write.")
     return folder / "train.jsonl"
-
-
-def write_once(records: Iterable[Record], folder: str | Path) -> Path:
-    """Writes the records below `folder` under a name made from their content, if they are not there yet; returns as `write`."""
-    import hashlib
-
-    kept = list(records)
-    digest = hashlib.sha256()
-    for record in kept:
-        digest.update(json.dumps(record.messages, sort_keys=True).encode())
-        for image in record.images:
-            digest.update(image.tobytes() if isinstance(image, Image.Image) else str(image).encode())
-    path = Path(folder) / digest.hexdigest()[:20]
-    return path / "train.jsonl" if (path / "train.jsonl").is_file() else write(kept, path)
-
-
-def mix(
-    base: Sequence[Record], made: Sequence[Record], share: float, mode: Literal["replace", "add"] = "replace", seed: int = 0
-) -> list[Record]:
-    """The base data with the engine's, in random order.
-
-    replace: as many records as the base has, `share` of them made; add: the base and `share` times as many made ones. Raises
-    `UserError` for a share outside 0..1, or fewer made records than it takes.
-    """
-    if not 0 <= share <= 1:
-        raise UserError(f"the share of made records is from 0 to 1, not {share}.")
-    wanted = round(share * len(base))
-    if wanted > len(made):
-        raise UserError(f"{share:.0%} of {len(base)} records are {wanted}, but the engine made only {len(made)}.")
-    rng = Rng("mix", seed)
-    kept = rng.pick(base, len(base) - wanted) if mode == "replace" else list(base)
-    return rng.shuffled([*kept, *rng.pick(made, wanted)])

@@ -97,7 +97,6 @@ class TesseraConfig(StrictConfig):
 
     model_type: ClassVar[str] = "tessera_vlm"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
-    is_composition: ClassVar[bool] = True
 
     parts: dict[str, Any] | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None

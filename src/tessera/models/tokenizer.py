@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<img>", "<user>", "<assistant>")
-PAD, BOS, EOS, UNK, IMAGE, IMG, USER, ASSISTANT = range(len(SPECIALS))
+PAD, BOS, EOS, _UNK, IMAGE, IMG, USER, ASSISTANT = range(len(SPECIALS))
 
 # <bos>, then per message of the user <img><image> for each image and <user> text, per message of the
 # assistant <assistant> text <eos>. The processor expands <image> to as many tokens as an image takes.

@@ -16,11 +16,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tessera.serving.answer import Completion, Writer, model_list, model_object, to_json
 from tessera.serving.errors import SERVER, ApiError, fault, too_large
 from tessera.serving.fetch import Allowed, load
 from tessera.serving.limits import Limits
 from tessera.serving.metrics import CONTENT_TYPE, Metrics
-from tessera.serving.protocol import ChatRequest, Completion, Writer, model_list, model_object, read_json, read_request, to_json
+from tessera.serving.request import ChatRequest, read_json, read_request
 from tessera.serving.worker import Answerer, Gone, Job, Worker
 
 CHAT = "/v1/chat/completions"
@@ -43,7 +44,7 @@ class Settings:
     """What is served and how.
 
     model        the name that requests must give
-    fingerprint  of everything that an answer depends on, see `system_fingerprint` in the protocol
+    fingerprint  of everything that an answer depends on, see `system_fingerprint` of an answer
     token        that requests must bear; None: anyone may ask
     """
 
@@ -134,8 +135,7 @@ class _Service:
 
     async def metrics_text(self) -> Response:
         """GET /metrics."""
-        self.metrics.running, self.metrics.waiting = self.worker.load()
-        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(self.metrics.text(*self.worker.load()), headers={"Content-Type": CONTENT_TYPE})
 
 
 class _Answer(Response):
@@ -168,8 +168,7 @@ class _Answer(Response):
     async def _next(self) -> str | Completion:
         event = await self._job.next(self._service.settings.limits.seconds)
         if isinstance(event, Completion):
-            self._service.metrics.tokens_in += event.prompt_tokens
-            self._service.metrics.tokens_out += event.tokens
+            self._service.metrics.tokens(event.prompt_tokens, event.tokens)
             self._request.scope[_USAGE] = event
         return event
 

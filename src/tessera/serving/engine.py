@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tessera.data.images import open_image
 from tessera.errors import UserError
+from tessera.serving.answer import Completion
 from tessera.serving.errors import invalid
 from tessera.serving.limits import Limits
-from tessera.serving.protocol import ChatRequest, Completion, Message
+from tessera.serving.request import ChatRequest, Message
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -2,66 +2,42 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Upper bounds of seconds in the histogram."""
+"""Upper bounds of seconds in the histogram; 1 is the label `le="1.0"`, as Prometheus itself writes it."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@dataclass(slots=True)
 class Metrics:
-    """Counts since the start; only the event loop writes them.
+    """Counts since the start, of one server: they stand in a registry of their own, not in the library's global one."""
 
-    requests  answers by (path, status); 499: the client left before its answer was whole
-    seconds   of all requests to the chat path: their sum, their number per bucket (not cumulative), their number
-    """
-
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    tokens_in: int = 0
-    tokens_out: int = 0
-    total_seconds: float = 0.0
-    timed: Counter[float] = field(default_factory=Counter)
-    waiting: int = 0
-    running: int = 0
+    def __init__(self) -> None:
+        self._registry = own = CollectorRegistry()
+        about = "Requests by path and status; 499: the client left."
+        self._requests = Counter("tessera_requests", about, ["path", "status"], registry=own)
+        self._waiting = Gauge("tessera_queue_length", "Requests that wait for the model.", registry=own)
+        self._running = Gauge("tessera_running", "Requests that the model works on.", registry=own)
+        self._tokens = Counter("tessera_tokens", "Tokens read and written.", ["direction"], registry=own)
+        about = "Seconds from a chat request's arrival to its last byte."
+        self._seconds = Histogram("tessera_request_seconds", about, buckets=BUCKETS, registry=own)
+        self.tokens(0, 0)
 
     def answered(self, path: str, status: int) -> None:
         """A request has got its answer."""
-        self.requests[path, status] += 1
+        self._requests.labels(path, str(status)).inc()
 
     def took(self, seconds: float) -> None:
         """A chat request took that long."""
-        self.total_seconds += seconds
-        self.timed[next((bound for bound in BUCKETS if seconds <= bound), float("inf"))] += 1
+        self._seconds.observe(seconds)
 
-    def text(self) -> str:
-        """Everything, as Prometheus reads it."""
-        return "".join(f"{line}\n" for line in self._lines())
+    def tokens(self, read: int, written: int) -> None:
+        """As many tokens more were read and written."""
+        self._tokens.labels("in").inc(read)
+        self._tokens.labels("out").inc(written)
 
-    def _lines(self) -> Iterator[str]:
-        yield from _head("tessera_requests_total", "counter", "Requests by path and status; 499: the client left.")
-        for (path, status), count in sorted(self.requests.items()):
-            yield f'tessera_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from _head("tessera_queue_length", "gauge", "Requests that wait for the model.")
-        yield f"tessera_queue_length {self.waiting}"
-        yield from _head("tessera_running", "gauge", "Requests that the model works on.")
-        yield f"tessera_running {self.running}"
-        yield from _head("tessera_tokens_total", "counter", "Tokens read and written.")
-        yield f'tessera_tokens_total{{direction="in"}} {self.tokens_in}'
-        yield f'tessera_tokens_total{{direction="out"}} {self.tokens_out}'
-        yield from _head("tessera_request_seconds", "histogram", "Seconds from a chat request's arrival to its last byte.")
-        reached = 0
-        for bound in BUCKETS:
-            reached += self.timed[bound]
-            yield f'tessera_request_seconds_bucket{{le="{bound:g}"}} {reached}'
-        count = self.timed.total()
-        yield f'tessera_request_seconds_bucket{{le="+Inf"}} {count}'
-        yield f"tessera_request_seconds_sum {self.total_seconds:.6f}"
-        yield f"tessera_request_seconds_count {count}"
-
-
-def _head(name: str, kind: str, help: str) -> Iterator[str]:
-    yield f"# HELP {name} {help}"
-    yield f"# TYPE {name} {kind}"
+    def text(self, running: int, waiting: int) -> bytes:
+        """Everything, as Prometheus reads it; `running` and `waiting` requests are with the model and in its queue now."""
+        self._running.set(running)
+        self._waiting.set(waiting)
+        return generate_latest(self._registry)

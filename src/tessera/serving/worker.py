@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from tessera.errors import UserError
+from tessera.serving.answer import Completion
 from tessera.serving.errors import ApiError, busy, fault, invalid, stopping, timed_out
 from tessera.serving.limits import Limits
-from tessera.serving.protocol import ChatRequest, Completion
+from tessera.serving.request import ChatRequest
 
 OnText: TypeAlias = Callable[[str], object]
 Answerer: TypeAlias = Callable[[ChatRequest, Sequence[str | bytes], OnText, Callable[[], None]], Completion]

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-from tessera.errors import UserError, unknown
+from tessera.errors import unknown
 
 POOLS = ("base", "novel", "everyday", "all")
 
@@ -55,20 +55,6 @@ def by_category(pool_name: str) -> dict[str, tuple[int, ...]]:
     for i in pool(pool_name):
         found.setdefault(concepts()[i].category, []).append(i)
     return {c: tuple(members) for c, members in found.items() if len(members) > 1}
-
-
-@functools.cache
-def index_of(name: str) -> int:
-    """The index of a concept by name or unambiguous synonym. Raises `UserError` with the nearest names."""
-    names = {c.name: i for i, c in enumerate(concepts())}
-    if name in names:
-        return names[name]
-    same = [i for i, c in enumerate(concepts()) if name in c.synonyms]
-    if len(same) == 1:
-        return same[0]
-    if same:
-        raise UserError(f"{name!r} may be {' or '.join(repr(concepts()[i].name) for i in same)}; say which.")
-    raise unknown("concept", name, names)
 
 
 @functools.cache

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tessera.config import build
-from tessera.data.engine import Instruction, mix, write, write_once
+from tessera.data.engine import Instruction, write
 from tessera.data.readers import read
-from tessera.data.records import Record, validate
+from tessera.data.records import validate
 from tessera.data.scene_graph import Annotated, Node, SceneGraph, of_samples, of_world, relations_of
 from tessera.errors import UserError
 from tessera.parts.engines.provision import SEVERAL, SINGLE, ProVision, to_items
@@ -147,9 +147,6 @@ def test_records_are_written_read_and_trainable(made: list[Instruction], tmp_pat
         assert len(record.images) == len(chosen[index].images) and record.messages[-1]["role"] == "assistant"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(list((path.parent / "images").iterdir())) == len({p for r in rows for p in r["images"]})
-    again = write_once(chosen, tmp_path / "kept")
-    stamp = again.stat().st_mtime_ns
-    assert write_once(chosen, tmp_path / "kept") == again and again.stat().st_mtime_ns == stamp
     with pytest.raises(UserError, match="no records"):
         write([], tmp_path / "none")
 
@@ -180,16 +177,6 @@ def test_instructions_become_items_with_all_their_pictures(made: list[Instructio
     for item, instruction in zip(to_items(several), several, strict=True):
         images = item.sample.images()
         assert [np.array_equal(a, p.picture()) for a, p in zip(images, instruction.pictures, strict=True)] == [True, True]
-
-
-def test_mixing_replaces_or_adds() -> None:
-    base, extra = ([Record([{"role": "user", "content": f"{n}{i}"}]) for i in range(10)] for n in "ab")
-    kinds = [Counter(r.messages[0]["content"][0] for r in mix(base, extra, 0.3, mode)) for mode in ("replace", "add")]  # type: ignore[arg-type]
-    assert kinds == [{"a": 7, "b": 3}, {"a": 10, "b": 3}]
-    with pytest.raises(UserError, match="share"):
-        mix(base, extra, 1.5)
-    with pytest.raises(UserError, match="only 10"):
-        mix(base * 2, extra, 0.9)
 
 
 def test_bad_options_are_refused() -> None:

@@ -17,8 +17,6 @@ POSITIONS = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )  # fmt: skip
-REGIONS = ("top left", "top right", "bottom left", "bottom right")
-DIRECTIONS = ("left", "right", "above", "below")
 DIRECTION_WORDS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 MOVES = ("left", "right", "up", "down")

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.errors import UserError
+from tessera.serving.answer import to_json
 from tessera.serving.errors import ApiError
 from tessera.serving.limits import Limits
-from tessera.serving.protocol import ChatRequest, read_json, read_request, to_json
+from tessera.serving.request import ChatRequest, read_json, read_request
 
 LIMITS = Limits(images=2, characters=100, tokens=30)
 USER: dict[str, Any] = {"role": "user", "content": "dog"}
@@ -73,11 +74,13 @@ def test_a_request_with_everything() -> None:
         ({"messages": ["hi"]}, "messages[0]", "expected an object, but got a string"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role", "'user', 'assistant', not 'robot'"),
         ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role", "not ['user']"),
+        ({"messages": [{"role": "\ud800", "content": "hi"}]}, "messages[0].role", "must be one of 'system'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "expected a string or a list of parts, but got null"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages[1].role", "last message must be the user's"),
         ({"messages": [{**USER, "tool_calls": [1]}]}, "messages[0].tool_calls", "not supported"),
         ({"messages": content(3)}, "messages[0].content[0]", "expected an object, but got a number"),
         ({"messages": content({"type": "text"})}, "messages[0].content[0].text", "expected a string"),
+        ({"messages": content({"text": "hi"})}, "messages[0].content[0].type", "must be 'text' or 'image_url', not None"),
         ({"messages": content({"type": "input_audio"})}, "messages[0].content[0].type", "not 'input_audio'"),
         ({"messages": content({"type": "image_url"})}, "messages[0].content[0].image_url", "data:image/png;base64"),
         ({"messages": content({"type": "image_url", "image_url": "x"})}, "messages[0].content[0].image_url", "object like"),
@@ -94,6 +97,7 @@ def test_a_request_with_everything() -> None:
         ({"temperature": 2.1}, "temperature", "2.1 is not in 0 to 2"),
         ({"temperature": "hot"}, "temperature", "expected a number, but got a string"),
         ({"temperature": float("nan")}, "temperature", "nan is not in 0 to 2"),
+        ({"temperature": "hot", "top_p": 0}, "temperature", "expected a number"),
         ({"top_p": -0.1}, "top_p", "not in 0 to 1"),
         ({"seed": 2**63}, "seed", "not in"),
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
@@ -103,7 +107,7 @@ def test_a_request_with_everything() -> None:
         ({"stream": "yes"}, "stream", "expected true or false"),
         ({"stream_options": {}}, "stream_options", "only allowed with"),
         ({"stream": True, "stream_options": []}, "stream_options", "expected an object"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "include_usage", "expected true or false"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "expected true or false"),
         ({"logprobs": True}, "logprobs", "not supported"),
         ({"tools": [{}]}, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
