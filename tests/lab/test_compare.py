@@ -17,7 +17,7 @@ from tessera.cli.main import run
 from tessera.errors import UserError
 from tessera.lab.compare import Comparison, Contender, Kind, compare, swapped
 from tessera.lab.compare_page import label, page, write_page
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.measure.sides import Ratio
 
 ASKED: dict[str, Any] = {"n": 6, "types": ("existence", "category"), "rounds": 1}
@@ -30,7 +30,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def found(on: str, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    lab = Lab(cache=tmp_path_factory.mktemp("cache"))
+    lab = LocalLab(cache=tmp_path_factory.mktemp("cache"))
     return compare(lab, "tokens", ("random", "fopru", "m3", "evit"), on=on, budgets=(0.5, 0.25), **ASKED)
 
 
@@ -71,7 +71,7 @@ def test_a_part_without_such_a_setting_has_no_budget() -> None:
 
 
 def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "tokens", ("pyramiddrop", "aim"), on=on, budgets=(0.5,), **ASKED)
+    found = compare(LocalLab(cache=tmp_path), "tokens", ("pyramiddrop", "aim"), on=on, budgets=(0.5,), **ASKED)
     assert [row.tokens for row in found.rows[1:]] == [pytest.approx(8, abs=1)] * 2
 
 
@@ -91,13 +91,13 @@ def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkey
     monkeypatch.setattr(harness, "evaluate", evaluate)
     few: dict[str, Any] = {"on": on, "n": 2, "types": ("category",), "rounds": 1}
     for _ in range(2):
-        found = compare(Lab(cache=tmp_path, threads=0), "pixels", ("mini_monkey",), **few)
+        found = compare(LocalLab(cache=tmp_path, threads=0), "pixels", ("mini_monkey",), **few)
     assert asked == [("HostGenerator", 3 * SIDE), ("ThroughViews", 3 * SIDE)], "parts around a model see larger pictures"
     assert [(row.name, row.how) for row in found.rows] == [("none", "bare"), ("mini_monkey", "around")]
     assert found.rows[1].options == {"tile": SIDE} and found.rows[1].flops > found.rows[0].flops
     asked.clear()
     for budget in (0.5, 0.5, 0.25):
-        compare(Lab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
+        compare(LocalLab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
     assert asked == [("HostGenerator", SIDE)] * 3, "the plain model, and random once for each budget"
 
 
@@ -151,7 +151,7 @@ def test_differences_are_of_the_same_questions(on: str, tmp_path: Path) -> None:
 
 
 def test_a_decoding_part_keeps_all_tokens(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "decoding", ("llava_align",), on=on, n=2, types=("category",), rounds=1)
+    found = compare(LocalLab(cache=tmp_path), "decoding", ("llava_align",), on=on, n=2, types=("category",), rounds=1)
     bare, aligned = found.rows
     assert aligned.tokens == bare.tokens == 16 and aligned.budget is None and aligned.flops > bare.flops
 
@@ -179,7 +179,7 @@ def test_a_part_is_swapped_into_the_reference_models_recipe(on: str, monkeypatch
 
 
 def test_a_reference_is_named_for_what_is_trained(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "connectors", ("linear",), on=on, n=2, types=("category",), rounds=1)
+    found = compare(LocalLab(cache=tmp_path), "connectors", ("linear",), on=on, n=2, types=("category",), rounds=1)
     assert "compare it on nano" in found.refused["linear"]
 
 

@@ -39,13 +39,13 @@ def compare(
         raise unknown("socket", socket, registry.SOCKETS)
     shares, steps = parse_budget(budget)
     from tessera.lab import compare as room
-    from tessera.lab.lab import Lab, cache_folder
-    from tessera.lab.storage import tidy
+    from tessera.lab.local_lab import LocalLab
+    from tessera.lab.storage import cache_folder, tidy
 
     with progress() as bars:
         task = bars.add_task("comparing", total=None)
         found = room.compare(
-            Lab(),
+            LocalLab(),
             socket,
             names or (),
             on=on,

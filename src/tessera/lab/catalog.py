@@ -21,6 +21,7 @@ from tessera import registry
 from tessera.errors import TesseraError, UserError
 from tessera.lab import claims as claiming
 from tessera.lab import evidence as files
+from tessera.lab import freshness
 from tessera.lab import source as sources
 from tessera.lab.evidence import Entry, Evidence
 from tessera.lab.experiment import Claim
@@ -282,7 +283,7 @@ def _status(
     if found is None or (claims and not found.ran):
         return ("no evidence" if claims else "no claims"), {}
     if lab is not None:
-        return files.status(socket, name, found, lab)
+        return freshness.status(socket, name, found, lab)
     entries = {entry.id: entry for entry in found.claims}
     reasons = {c.id: why for c in claims if (why := recorded(socket, name, c, entries.get(c.id), found))}
     ran = {entry.id for entry in found.claims if entry.verdict != "not run"}
@@ -292,13 +293,13 @@ def _status(
 def recorded(socket: str, name: str, claim: Claim, entry: Entry | None, found: Evidence) -> list[str]:
     """Why a result is stale as far as files tell: another experiment, a crash, another recorded version of what it depends on.
 
-    As `evidence.why_stale`, which computes the behaviour; weights of models are not looked at here.
+    As `freshness.why_stale`, which computes the behaviour; weights of models are not looked at here.
     """
 
     def version(dependency: str) -> str:
         return str(found.version) if dependency == f"part {socket}/{name}" else _version(dependency)
 
-    return files.reasons(claim, entry, () if entry is None else entry.depends, version)
+    return freshness.reasons(claim, entry, () if entry is None else entry.depends, version)
 
 
 def _version(dependency: str) -> str:

@@ -1,6 +1,6 @@
 """All parts of a socket under one budget: accuracy per question type, tokens, FLOPs, measured time, parameters.
 
-    found = compare(Lab(), "tokens", budgets=(0.25,))
+    found = compare(LocalLab(), "tokens", budgets=(0.25,))
     for row in found.rows: print(row.name, row.accuracy, row.flops, row.time.median)
 
 What can be plugged into a model is plugged into it; what cuts pictures or acts around a model does so; what a composed model is
@@ -24,7 +24,7 @@ from tessera.measure.sides import Ratio, interleaved, ratio
 if TYPE_CHECKING:
     from tessera.evaluation.intervals import Interval
     from tessera.evaluation.result import Result
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
 
 QUESTION = "Where is the dog?"
 """What is asked where only the cost matters."""
@@ -108,7 +108,7 @@ class _Contender:
 
 
 def compare(
-    lab: Lab,
+    lab: LocalLab,
     socket: str,
     names: Sequence[str] = (),
     *,
@@ -190,7 +190,9 @@ def _other(socket: str) -> str:
 class _Ring:
     """Where contenders meet: one model, one set of questions, one prompt whose cost is measured."""
 
-    def __init__(self, lab: Lab, model: Any, processor: Any, on: str, n: int, types: tuple[str, ...], stack: ExitStack) -> None:
+    def __init__(
+        self, lab: LocalLab, model: Any, processor: Any, on: str, n: int, types: tuple[str, ...], stack: ExitStack
+    ) -> None:
         self.lab, self.model, self.processor, self.on, self.n, self.types, self.stack = lab, model, processor, on, n, types, stack
         self.scale = 1
         self.runs = Runs(lab.cache / "compare")
@@ -378,7 +380,7 @@ def _entering(host: Any) -> float | None:
     return sum(counts) / len(counts)
 
 
-def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[Contender]:
+def _measured(lab: LocalLab, contenders: Sequence[_Contender], rounds: int) -> list[Contender]:
     import torch
 
     plain_model = contenders[0]
