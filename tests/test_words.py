@@ -57,7 +57,7 @@ class Allowed(NamedTuple):
 ALLOWED = (
     Allowed(
         "lessons",
-        r"recipes/|training/(run|recipe)|bench/expected|lab/compare\.py|contract/training",
+        r"recipes/|training/(run|recipe)|bench/expected|lab/compare/ring\.py|contract/training",
         r"lessons",
         "key of saved recipes",
     ),

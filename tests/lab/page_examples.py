@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tessera.lab.catalog import Built, Catalog, System, works
+from tessera.lab.catalog import Built, Catalog, System
 from tessera.lab.evidence import Entry, Evidence, Former
 from tessera.lab.experiment import (
     Arm,
@@ -33,6 +33,7 @@ from tessera.lab.outcomes import Outcomes, Unit, per_seed
 from tessera.lab.protocols.base import CostProtocol, Protocol
 from tessera.lab.source import Option, Source
 from tessera.lab.verify import judged_entry
+from tessera.lab.works import works
 
 HOSTILE = "half <script>alert(1)</script> & <b>more</b>"
 DOC = f"""Toy reads <b>minds</b>: an e.g. toy. It does little, {HOSTILE}.

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.lab.tiny_lab import SIDE, saved
 
 from tessera import registry
-from tessera.cli.compare import parse_budget
+from tessera.cli.compare import _table, parse_budget
 from tessera.cli.main import run
 from tessera.errors import UserError
-from tessera.lab.compare import Comparison, Contender, Kind, compare, swapped
-from tessera.lab.compare_page import label, page, write_page
+from tessera.evaluation.intervals import Interval
+from tessera.lab.compare import Comparison, Contender, Kind, compare
+from tessera.lab.compare.page import page, write_page
+from tessera.lab.compare.ring import swapped
+from tessera.lab.compare.table import HEADS, cells, label, of_kind
 from tessera.lab.local_lab import LocalLab
 from tessera.measure.sides import Ratio
 
@@ -102,7 +107,7 @@ def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkey
 
 
 def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessera.lab import compare_runs
+    from tessera.lab.compare import runs as compare_runs
 
     paths = []
     for digest in ("a", "a", "b"):
@@ -112,7 +117,7 @@ def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeyp
 
 
 def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessera.lab.compare_runs import Runs
+    from tessera.lab.compare.runs import Runs
     from tessera.models import reference
     from tessera.recipes.recipe import recipe
     from tessera.training import run as training
@@ -139,7 +144,7 @@ def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monk
 
 
 def test_differences_are_of_the_same_questions(on: str, tmp_path: Path) -> None:
-    from tessera.lab.compare_runs import Runs, difference
+    from tessera.lab.compare.runs import Runs, difference
     from tessera.models import reference
 
     runs, pair = Runs(tmp_path), reference.load(on)
@@ -284,6 +289,22 @@ def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     for piece in ("Tokens on nano &lt;b&gt;", "no &lt;class&gt; token", "tessera compare tokens", "70.0 %", "existence", "1.50"):
         assert piece in text, piece
     assert text.count('class="dot') == 4 and "fopru" in re.sub(r"<[^>]+>", "", text)
+
+
+def test_terminal_and_page_show_the_same_numbers() -> None:
+    """In one form: what is written in two places drifts apart."""
+    against = Interval(value=-0.1, low=-0.15, high=-0.05)
+    found = made(row("none", 0.8, 3e9), row("fopru", 0.7, 1e9, budget=0.25, against=against, best=True))
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(_table(found))
+    texts = (shown.get(), unescape(re.sub(r"<[^>]+>", "", page(found))))
+    for text in texts:
+        for one in found.rows:
+            assert all(cell in text for cell in (label(one), *cells(one))), cells(one)
+            assert " ".join(of_kind(one.types["existence"])) in text
+        assert all(head in text for head in HEADS)
+    assert cells(found.rows[1])[:3] == ["70.0 %", "68.0 – 72.0", "-10.0 (-15.0 to -5.0)"]
 
 
 def test_the_axis_begins_at_zero_unless_all_are_alike() -> None:

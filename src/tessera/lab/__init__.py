@@ -4,7 +4,7 @@ Layers, the lowest first; a module imports its own layer and those below:
 
     values         arms effects outcomes behaviour lab protocols.base experiment
     judge          judge
-    evidence       claims source storage evidence
+    evidence       claims source storage evidence works
     training       fit probe
     scenes         places captioned choices scenes further conversations
     models         composed speaker exact around contract preconditions hallucinating glimpses derived class_tower routing
@@ -12,5 +12,5 @@ Layers, the lowest first; a module imports its own layer and those below:
     protocols      protocols givens
     fingerprints   fingerprints freshness local_lab
     runner         recording verify workers sample
-    front          catalog compare compare_runs compare_page pages
+    front          catalog compare pages
 """

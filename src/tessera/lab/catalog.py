@@ -9,12 +9,9 @@ claims files load no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
-from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 from tessera import registry
@@ -28,39 +25,12 @@ from tessera.lab.experiment import Claim
 from tessera.lab.judge import VERDICTS
 from tessera.lab.lab import Lab
 from tessera.lab.source import Source
+from tessera.lab.works import Work, works
 
 Status: TypeAlias = Literal["none", "no claims", "no evidence", "fresh", "stale"]
 """none: no part implements the system; no claims: a part that promises nothing; no evidence: nobody has run its claims; fresh,
 stale: whether the evidence is about the present experiments and behaviour."""
 STATUSES: tuple[Status, ...] = ("fresh", "stale", "no evidence", "no claims", "none")
-_FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An address and what is there: "paper", "code", "project page" ..."""
-
-    label: str
-    url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A published method, or a survey (`system` False).
-
-    n      its number, from 1, used everywhere
-    core   1 to 5: how near it is to the heart of vision-language modelling
-    about  one sentence, or ""
-    """
-
-    n: int
-    name: str
-    title: str
-    kind: str
-    core: int
-    system: bool
-    about: str
-    links: tuple[Link, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,24 +189,6 @@ class Catalog:
         hint = " or ".join(repr(name) for name in close[:4])
         said = f"Did you mean {hint}?" if hint else "`tessera list` shows the parts, `tessera catalog` all systems."
         return UserError(f"there is no part or system {word!r}. {said}")
-
-
-@cache
-def works() -> dict[int, Work]:
-    """The published systems by number, as shipped."""
-    text = (resources.files("tessera.lab") / "catalog.json").read_text(encoding="utf-8")
-    return {work.n: work for work in parse(text)}
-
-
-def parse(text: str) -> list[Work]:
-    """Reads the shipped file. Raises `TesseraError` for a damaged one."""
-    try:
-        plain = json.loads(text)
-        if plain["format"] != _FORMAT:
-            raise ValueError(f"format {plain['format']}, not {_FORMAT}")
-        return [Work(**{**row, "links": tuple(Link(**link) for link in row["links"])}) for row in plain["systems"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TesseraError(f"the catalogue that ships with tessera is damaged ({error}); install tessera-vlm anew.") from error
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

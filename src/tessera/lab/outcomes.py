@@ -40,7 +40,7 @@ class Outcomes:
     def __add__(self, more: Outcomes) -> Outcomes:
         """The units of both, one after the other."""
         if self.metrics.keys() != more.metrics.keys():
-            raise TesseraError(f"looks measured different things: {list(self.metrics)} and {list(more.metrics)}.")
+            raise TesseraError(f"outcomes of different metrics cannot be joined: {list(self.metrics)} and {list(more.metrics)}.")
         joined = {
             name: (np.concatenate([a[0], more.metrics[name][0]]), np.concatenate([a[1], more.metrics[name][1]]))
             for name, a in self.metrics.items()
