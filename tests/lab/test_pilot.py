@@ -59,7 +59,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def with_claims(monkeypatch, claims):
-    for module in (claims_module, evidence, verify):
+    for module in (claims_module, freshness, verify):
         monkeypatch.setattr(module, "claims_of", lambda socket, name: list(claims))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from tessera import registry
 from tessera.errors import TesseraError, UserError
 from tessera.io import write_json
+from tessera.lab import evidence as files
 from tessera.lab.behaviour import Numbers, differences
-from tessera.lab.evidence import Entry, Evidence, Former, folder, goldens, goldens_in, parse, path_of
+from tessera.lab.evidence import Entry, Evidence, Former
 from tessera.lab.experiment import Claim
 from tessera.lab.local_lab import LocalLab
 from tessera.lab.storage import locked
@@ -23,10 +24,10 @@ def update(socket: str, name: str, entries: Sequence[Entry], lab: LocalLab, clai
     goes."""
     from tessera.evaluation import provenance
 
-    path = path_of(socket, name)
+    path = files.path_of(socket, name)
     with locked(lab.cache / f"evidence.{socket}.{name}.lock"):
         try:
-            before = parse(path) if path.is_file() else None
+            before = files.parse(path) if path.is_file() else None
         except UserError:
             before = None
             path.replace(path.with_suffix(".damaged"))  # its histories may still be read by a person
@@ -67,7 +68,7 @@ def _whole(name: str, lab: LocalLab) -> Numbers:
 def record(names: Sequence[str], lab: LocalLab) -> None:
     """Brings the recorded behaviours of protocols and core up to date: a changed one gets its next version."""
     with locked(lab.cache / "behaviour.lock"):
-        known, changed = goldens(), {}
+        known, changed = files.goldens(), {}
         for name in names:
             if name.partition(" ")[0] not in ("protocol", "core"):
                 continue
@@ -75,7 +76,7 @@ def record(names: Sequence[str], lab: LocalLab) -> None:
             if before is None or differences(before["numbers"], now):
                 changed[name] = {"version": before["version"] + 1 if before else 1, "numbers": now}
         if changed:
-            write_json(folder() / "behaviour.json", dict(sorted({**goldens_in(folder()), **changed}.items())))
+            write_json(files.folder() / "behaviour.json", dict(sorted({**files.goldens_in(files.folder()), **changed}.items())))
 
 
 def formed(claim: Claim, before: Entry | None) -> tuple[Former, ...]:
