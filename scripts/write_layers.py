@@ -96,6 +96,35 @@ def reasons(circle: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def inside(name: str) -> Graph:
+    """Module -> the modules that it imports, of one room."""
+    return {
+        module: {other for other in found if room(other) == name} for module, found in files().items() if room(module) == name
+    }
+
+
+def named_layers(name: str) -> dict[str, list[str]]:
+    """Layer -> modules or packages, the lowest first, as the docstring of a room lists them; {} where it lists none.
+
+    The list is what is indented below a paragraph that begins with "Layers": the layer, two spaces or more, what belongs to it.
+    """
+    path = modules()[f"{FACADE}.{name}"]
+    doc = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") + "\n\n"
+    listed = re.search(r"^Layers\b[^\n]*\n\n((?: +[^\n]*\n)+)", doc, flags=re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for line in listed[1].splitlines() if listed else ():
+        layer, _, members = line.strip().partition("  ") if re.match(r" {4}\S", line) else (list(found)[-1], "", line)
+        found.setdefault(layer, []).extend(members.split())
+    return found
+
+
+def layer_of(module: str, listed: Mapping[str, list[str]]) -> str | None:
+    """The layer of a module by the longest name that it is, or lies within; None where none fits."""
+    inner = ".".join(module.split(".")[2:])
+    fitting = [(len(m), layer) for layer, members in listed.items() for m in members if f"{inner}.".startswith(f"{m}.")]
+    return max(fitting)[1] if fitting else None
+
+
 # Graphs
 
 
@@ -116,6 +145,19 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     reach = {node: reachable(graph, node) for node in graph}
     found = {tuple(sorted(n for n in reach[node] | {node} if n == node or node in reach.get(n, ()))) for node in graph}
     return sorted(list(group) for group in found if len(group) > 1)
+
+
+def walk(graph: Mapping[str, set[str]], circle: list[str]) -> str:
+    """The shortest way from the first node of a circle back to it: a -> b -> a."""
+    ways = [[circle[0]]]
+    while ways:
+        way = ways.pop(0)
+        for node in sorted(graph[way[-1]] & set(circle)):
+            if node == circle[0]:
+                return " -> ".join([*way, node])
+            if node not in way:
+                ways.append([*way, node])
+    return ""
 
 
 def _joined(graph: Mapping[str, set[str]]) -> dict[tuple[str, ...], set[tuple[str, ...]]]:

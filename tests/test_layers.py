@@ -13,8 +13,8 @@ from scripts import write_layers as layers
 
 ROOMS_TO_UNTIE = [["hosts", "models"]]
 """Circles of rooms that still stand: hosts make tiny composed models, whose parts are told from parts for hosts."""
-FILES_TO_UNTIE = ["lab"]
-"""Rooms whose files still form a circle."""
+LAYERED = [name for name in sorted(layers.rooms()) if name != layers.FACADE and layers.named_layers(name)]
+"""Rooms whose docstring names their layers."""
 
 
 def test_rooms_form_no_circle_but_those_to_untie() -> None:
@@ -24,13 +24,34 @@ def test_rooms_form_no_circle_but_those_to_untie() -> None:
     assert [circle for circle in ROOMS_TO_UNTIE if circle not in found] == [], "untied: take it off the list"
 
 
-def test_files_of_a_room_form_no_circle_but_in_those_to_untie() -> None:
-    found: dict[str, list[list[str]]] = {}
-    for circle in layers.circles(layers.files()):
-        found.setdefault(layers.room(circle[0]), []).append(circle)
-    new = {name: circles for name, circles in found.items() if name not in FILES_TO_UNTIE}
-    assert not new, new
-    assert [name for name in FILES_TO_UNTIE if name not in found] == [], "untied: take it off the list"
+@pytest.mark.parametrize("name", sorted(layers.rooms()))
+def test_files_of_a_room_form_no_circle(name: str) -> None:
+    graph = layers.inside(name)
+    found = layers.circles(graph)
+    assert not found, [f"{len(circle)} files in one circle, such as {layers.walk(graph, circle)}" for circle in found]
+
+
+def test_hosts_and_lab_name_their_layers() -> None:
+    assert {"hosts", "lab"} <= set(LAYERED)
+    assert list(layers.named_layers("lab"))[:2] == ["values", "judge"]
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_files_import_their_own_layer_and_those_below(name: str) -> None:
+    listed = layers.named_layers(name)
+    order, graph = list(listed), layers.inside(name)
+    files = graph.keys() - {f"tessera.{name}"}
+    layer = {file: layers.layer_of(file, listed) for file in files}
+    assert {file for file in files if layer[file] is None} == set(), "in no layer"
+    known = {".".join(module.split(".")[2:]) for module in files}
+    assert [member for members in listed.values() for member in members if member not in known] == [], "no such module"
+    upwards = [
+        f"{file} ({layer[file]}) -> {other} ({layer[other]})"
+        for file in sorted(files)
+        for other in sorted(graph[file] & files)
+        if order.index(str(layer[other])) > order.index(str(layer[file]))
+    ]
+    assert upwards == []
 
 
 @pytest.mark.parametrize(
@@ -44,6 +65,17 @@ def test_files_of_a_room_form_no_circle_but_in_those_to_untie() -> None:
 )
 def test_circles_are_found(graph: dict[str, set[str]], circles: list[list[str]]) -> None:
     assert layers.circles(graph) == circles
+
+
+def test_a_circle_is_shown_by_its_shortest_way() -> None:
+    graph = {"a": {"b", "x"}, "b": {"c"}, "c": {"a", "d"}, "d": {"a"}, "x": set()}
+    assert layers.walk(graph, ["a", "b", "c", "d"]) == "a -> b -> c -> a"
+
+
+def test_a_module_is_of_the_layer_that_names_it_most_closely() -> None:
+    listed = {"values": ["protocols.base", "arms"], "protocols": ["protocols"]}
+    found = {m: layers.layer_of(f"tessera.lab.{m}", listed) for m in ("protocols.base", "protocols.views", "protocols", "armsx")}
+    assert found == {"protocols.base": "values", "protocols.views": "protocols", "protocols": "protocols", "armsx": None}
 
 
 @pytest.mark.parametrize(

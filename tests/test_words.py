@@ -57,12 +57,12 @@ class Allowed(NamedTuple):
 ALLOWED = (
     Allowed(
         "lessons",
-        r"recipes/|training/(run|recipe)|bench/expected|lab/compare\.py|contract/training",
+        r"recipes/|training/(run|recipe)|bench/expected|lab/compare/ring\.py|contract/training",
         r"lessons",
         "key of saved recipes",
     ),
-    Allowed("seer", r"lab/core_answering", r'found\["seer"\]', "key of a fingerprint in evidence"),
-    Allowed("bare", r"lab/core_answering", r"\{name\}: bare", "key of a fingerprint in evidence"),
+    Allowed("seer", r"lab/fingerprints/answering", r'found\["seer"\]', "key of a fingerprint in evidence"),
+    Allowed("bare", r"lab/fingerprints/answering", r"\{name\}: bare", "key of a fingerprint in evidence"),
     Allowed("bare", r"claims/decoding/llava_align", r"bare (model|operations)\":", "name of a check or number in evidence"),
     Allowed("bare", r"hosts/report", r"self\.bare|bare: GenerationCost|bare=costs", "key of the report's JSON"),
     Allowed("bare", r"lab/compare|lab/pages/templates/compare|cli/compare", r'"bare"', "value in the JSON of `tessera compare`"),
@@ -71,7 +71,7 @@ ALLOWED = (
     Allowed("lot", r"protocols/post_training", r"\blot\b", "field of a protocol in digests of evidence: objects of a batch"),
     Allowed("findings", r"data/check|cli/data", r"findings\b", "key of the JSON of `tessera data check`"),
     Allowed("finding", r"data/check", r"for finding duplicates", "ordinary English: to find"),
-    Allowed("Bench", r"lab/part_behaviour", r"\}Bench", "prefix of fingerprints in evidence"),
+    Allowed("Bench", r"lab/fingerprints/parts", r"\}Bench", "prefix of fingerprints in evidence"),
     Allowed("logical", r"parts/benchmarks/mmstar", r"logical reasoning", "a category of the benchmark"),
     Allowed("logical", r"cli/env", r"logical_cores", "the processor's logical cores; key of the JSON of `tessera env`"),
     Allowed(

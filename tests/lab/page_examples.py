@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tessera.lab.catalog import Built, Catalog, System, works
+from tessera.lab.catalog import Built, Catalog, System
 from tessera.lab.evidence import Entry, Evidence, Former
 from tessera.lab.experiment import (
     Arm,
@@ -27,11 +27,13 @@ from tessera.lab.experiment import (
     retains,
     worse,
 )
-from tessera.lab.judge import Judged, Outcomes, Unit, judge, per_seed
-from tessera.lab.lab import Lab
+from tessera.lab.judge import Judged, judge
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import Outcomes, Unit, per_seed
 from tessera.lab.protocols.base import CostProtocol, Protocol
 from tessera.lab.source import Option, Source
 from tessera.lab.verify import judged_entry
+from tessera.lab.works import works
 
 HOSTILE = "half <script>alert(1)</script> & <b>more</b>"
 DOC = f"""Toy reads <b>minds</b>: an e.g. toy. It does little, {HOSTILE}.
@@ -106,7 +108,7 @@ def result(claim: Experiment, means: tuple[float, float, float], spread: float =
     return replace(judged_entry(claim, judged), **{"seconds": 214.0, "machine": "a <i>toaster</i>", **fields})
 
 
-def _check(lab: Lab) -> Checked:
+def _check(lab: LocalLab) -> Checked:
     """Against a loop over `<all>` tokens."""
     raise NotImplementedError
 

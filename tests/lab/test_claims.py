@@ -98,21 +98,20 @@ class Reading(Protocol):
 
 def test_a_package_of_somebody_elses_brings_protocols(theirs: Path, tmp_path: Path) -> None:
     """They are found by name, and their golden run is not kept under this package's hash."""
-    from tessera.lab import behaviour
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
     from tessera.lab.protocols.table import protocols
 
     installed(theirs, "reading", {"reading": PROTOCOL}, {"tessera.protocols": {"reading": "reading"}})
     assert protocols()["mind reading"].__module__ == "reading"
     assert "answering" in protocols()
-    lab = Lab(cache=tmp_path / "cache", threads=0)
-    assert behaviour.of("protocol mind reading", lab) == {"reads": [1.0, 2.0]}
+    lab = LocalLab(cache=tmp_path / "cache", threads=0)
+    assert lab.behaviour("protocol mind reading") == {"reads": [1.0, 2.0]}
     assert not list((tmp_path / "cache").rglob("*mind*"))
 
 
 @pytest.mark.parametrize("says", [True, False])
 def test_a_part_of_a_socket_without_a_fixture_says_itself_what_it_does(theirs: Path, says: bool) -> None:
-    from tessera.lab.part_behaviour import of_part
+    from tessera.lab.fingerprints.parts import of_part
 
     own = 'def behaviour():\n    return {"acts": [4.0]}\n' if says else ""
     modules = {"alone": PART, "alone_claims": THEIRS.replace("{id}", "sure") + own}

@@ -21,7 +21,7 @@ from tessera.lab import glimpses
 from tessera.lab.conversations import conversations, trained_on
 from tessera.lab.experiment import Exact, Experiment, Vary
 from tessera.lab.judge import judge
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols import generated, leakage, locating, zooming
 from tessera.lab.protocols.tiny import tiny_model
 from tessera.world import World
@@ -51,9 +51,9 @@ class Expert(torch.nn.Module):
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+def lab(tmp_path: Path) -> LocalLab:
     """A lab whose reference models are tiny, with random weights."""
-    made = Lab(cache=tmp_path, threads=0)
+    made = LocalLab(cache=tmp_path, threads=0)
     made._loaded |= {"object-expert": (Expert(), None)} | dict.fromkeys(("nano", "nano-glimpses"), tiny_model())
     return made
 
@@ -66,13 +66,13 @@ def small(protocol):
 
 
 @pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if isinstance(claim, Exact)])
-def test_exact_claims_hold(name: str, lab: Lab) -> None:
+def test_exact_claims_hold(name: str, lab: LocalLab) -> None:
     checks = CLAIMS[name].run(lab).checks
     assert checks and all(checks.values()), checks
 
 
 @pytest.mark.parametrize("name", [n for n, c in CLAIMS.items() if isinstance(c, Experiment) and c.protocol.name in OURS])
-def test_every_arm_is_measured_on_the_same_units_and_judged(name: str, lab: Lab) -> None:
+def test_every_arm_is_measured_on_the_same_units_and_judged(name: str, lab: LocalLab) -> None:
     experiment = replace(CLAIMS[name], protocol=small(CLAIMS[name].protocol))
     count = 2 if experiment.protocol.unit == "seed" else 3
     found = {arm: experiment.protocol.measure(lab, value, 0, 0, count) for arm, value in experiment.arms().items()}
@@ -158,7 +158,7 @@ def test_far_things_lie_anywhere_and_not_on_the_grid_of_a_search() -> None:
     assert len(set(places)) > 18 and min(places) < 64 and max(places) > 128
 
 
-def test_a_search_that_is_told_the_truth_looks_at_the_thing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_is_told_the_truth_looks_at_the_thing(lab: LocalLab, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def oracle(agent, interface, picture, name):
@@ -244,7 +244,7 @@ def test_leaked_questions_are_those_of_the_benchmark_and_clean_ones_are_not() ->
     assert len(protocol._train_data("leaked")) == len(protocol._train_data("clean"))
 
 
-def test_training_changes_the_model_but_not_the_reference_nor_its_encoders(lab: Lab) -> None:
+def test_training_changes_the_model_but_not_the_reference_nor_its_encoders(lab: LocalLab) -> None:
     model, processor = lab.reference("nano")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     picture = World(split="train", **SMALL)[0].images()[0]
@@ -268,6 +268,6 @@ def test_training_changes_the_model_but_not_the_reference_nor_its_encoders(lab: 
         (leakage.Leaked(), Vary("x", data="stolen")),
     ],
 )
-def test_unknown_settings_are_refused(protocol, arm: Vary, lab: Lab) -> None:
+def test_unknown_settings_are_refused(protocol, arm: Vary, lab: LocalLab) -> None:
     with pytest.raises(TesseraError, match="an arm.s .* is one of"):
         protocol.measure(lab, arm, 0, 0, 1)

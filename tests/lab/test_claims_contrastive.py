@@ -11,7 +11,7 @@ from tessera.errors import TesseraError
 from tessera.lab.captioned import caption, different, scenes
 from tessera.lab.claims import claims_of
 from tessera.lab.experiment import Cost, Exact, Experiment, Use, Vary
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols import contrastive
 from tessera.lab.protocols.contrastive import READS, Contrastive
 from tessera.lab.protocols.frozen_features import tiny_tower
@@ -39,7 +39,7 @@ def made():
 
 @pytest.mark.parametrize("claim", of(Exact))
 def test_exact_claims_hold(claim, tmp_path: Path) -> None:
-    found = claim.run(Lab(cache=tmp_path, threads=0))
+    found = claim.run(LocalLab(cache=tmp_path, threads=0))
     assert found.checks
     assert all(found.checks.values()), found
 
@@ -47,7 +47,7 @@ def test_exact_claims_hold(claim, tmp_path: Path) -> None:
 @pytest.mark.parametrize("claim", of(Cost))
 def test_costs_are_counted(claim, tmp_path: Path) -> None:
     protocol = replace(claim.protocol, rounds=0)
-    counted = protocol.measure(Lab(cache=tmp_path, threads=0), claim.treatment, claim.baseline).counted
+    counted = protocol.measure(LocalLab(cache=tmp_path, threads=0), claim.treatment, claim.baseline).counted
     assert all(counted[name] >= paper.value for name, paper in claim.at_least.items()), counted
     assert all(counted[name] <= paper.value for name, paper in claim.at_most.items()), counted
 
@@ -65,9 +65,9 @@ def test_every_read_of_a_dual_encoder_has_every_metric(kind: str, shuffled: bool
 
 @pytest.mark.parametrize("claim", of(Experiment))
 def test_every_arm_is_measured(claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     # Nothing of this test is about freshness: fingerprints and the tower are left out.
-    monkeypatch.setattr("tessera.lab.behaviour.of", lambda name, lab: {})
+    monkeypatch.setattr("tessera.lab.fingerprints.named.of", lambda name, lab, shelf: {})
     monkeypatch.setattr(Contrastive, "_kept", lambda self, lab, part, shuffled, seed: MICRO.row(made, part, shuffled, seed))
     protocol = MICRO if isinstance(claim.protocol, Contrastive) else replace(claim.protocol, **SMALL, seen=12, tested=12)
     for arm in claim.arms().values():
@@ -76,7 +76,7 @@ def test_every_arm_is_measured(claim, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_settings_that_a_protocol_does_not_know_are_refused(tmp_path: Path) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     for arm in (Use("clip", read="palms"), Use("clip", captions="none")):
         with pytest.raises(TesseraError, match="captions own or shuffled and read"):
             MICRO.measure(lab, arm, 0, 0, 1)

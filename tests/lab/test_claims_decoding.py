@@ -14,8 +14,9 @@ from tessera.lab import hallucinating
 from tessera.lab.derived import DERIVED
 from tessera.lab.experiment import Exact, Experiment, Vary
 from tessera.lab.givens import answers
-from tessera.lab.judge import Outcomes, judge
-from tessera.lab.lab import Lab
+from tessera.lab.judge import judge
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols import answering, captions, planted, probe
 from tessera.lab.protocols.tiny import tiny_model
 
@@ -31,20 +32,20 @@ UNITS = {"planted removal": 2, "planted selection": 18, "choices": 18, "noisy la
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    made = Lab(cache=tmp_path, threads=0)
+def lab(tmp_path: Path) -> LocalLab:
+    made = LocalLab(cache=tmp_path, threads=0)
     made._loaded |= dict.fromkeys(("nano", *DERIVED), tiny_model())
     return made
 
 
 @pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if isinstance(claim, Exact)])
-def test_exact_claims_hold(name: str, lab: Lab) -> None:
+def test_exact_claims_hold(name: str, lab: LocalLab) -> None:
     checks = CLAIMS[name].run(lab).checks
     assert checks and all(checks.values()), checks
 
 
 @pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if isinstance(claim, Experiment)])
-def test_every_arm_is_measured_on_the_same_units_and_judged(name: str, lab: Lab) -> None:
+def test_every_arm_is_measured_on_the_same_units_and_judged(name: str, lab: LocalLab) -> None:
     experiment = CLAIMS[name]
     world = {**experiment.protocol.world, "width": 64, "height": 64}
     small = replace(experiment, protocol=replace(experiment.protocol, world=world))
@@ -105,7 +106,7 @@ def test_chair_counts_what_is_named_and_not_there() -> None:
     assert wrong.of("recall")[0].tolist() == [things[0].count(things[0][0]), 0, 0]
 
 
-def test_noise_in_layers_is_repeatable_and_none_is_none(lab: Lab) -> None:
+def test_noise_in_layers_is_repeatable_and_none_is_none(lab: LocalLab) -> None:
     protocol = probe.NoisyLayers(world={"kinds": {"scene": 1.0}, "width": 64, "height": 64}, types=("existence",))
     arms = (Vary("a", layers=(0.0, 0.5)), Vary("a", layers=(0.0, 0.5)), Vary("b", layers=(0.0, 0.5), how="none"))
     first, again, intact = (protocol.measure(lab, arm, 0, 0, 3).of("loss")[0] for arm in arms)
@@ -170,8 +171,8 @@ def test_learning_is_repeatable_and_leaves_encoders_alone() -> None:
 
 
 def test_a_claim_depends_on_what_its_preconditions_are_measured_with() -> None:
-    from tessera.lab.behaviour import depends
     from tessera.lab.claims import claims_of
+    from tessera.lab.freshness import depends
 
     (claim,) = [c for c in claims_of("preference", "povid") if isinstance(c, Experiment)]
     assert {"protocol answering", "protocol further_training", "model nano-yes"} <= set(depends("preference", "povid", claim))

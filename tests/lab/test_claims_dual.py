@@ -9,7 +9,7 @@ import pytest
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Exact, Experiment, Use, Vary
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols.few_shot import FewShots, tiny_dual
 
 FILES = ("few_shot.coop", "few_shot.gda_clip", "agents.zoomeye")
@@ -18,7 +18,7 @@ ALL = [(name, claim) for name in FILES for claim in importlib.import_module(f"te
 
 @pytest.mark.parametrize("claim", [pytest.param(c, id=f"{name} {c.id}") for name, c in ALL if isinstance(c, Exact)])
 def test_exact_claims_hold(claim: Exact, tmp_path: Path) -> None:
-    found = claim.run(Lab(cache=tmp_path, threads=0))
+    found = claim.run(LocalLab(cache=tmp_path, threads=0))
     assert all(found.checks.values()), found
 
 

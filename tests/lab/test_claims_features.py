@@ -11,7 +11,7 @@ import pytest
 from tessera.errors import TesseraError
 from tessera.lab.claims import claims_of
 from tessera.lab.experiment import Build, Cost, Exact, Experiment, Use, Vary
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols.backbone import Backbone, TowerDropping
 from tessera.lab.protocols.compression import Quantising, Souping
 from tessera.lab.protocols.frozen_features import FrozenFeatures
@@ -47,7 +47,7 @@ MICRO = {
 
 @pytest.mark.parametrize("claim", of(Exact))
 def test_exact_claims_hold(claim, tmp_path: Path) -> None:
-    found = claim.run(Lab(cache=tmp_path, threads=0))
+    found = claim.run(LocalLab(cache=tmp_path, threads=0))
     assert found.checks
     assert all(found.checks.values()), found
 
@@ -55,14 +55,14 @@ def test_exact_claims_hold(claim, tmp_path: Path) -> None:
 @pytest.mark.parametrize("claim", of(Cost))
 def test_costs_are_counted(claim, tmp_path: Path) -> None:
     protocol = replace(claim.protocol, rounds=0)
-    counted = protocol.measure(Lab(cache=tmp_path, threads=0), claim.treatment, claim.baseline).counted
+    counted = protocol.measure(LocalLab(cache=tmp_path, threads=0), claim.treatment, claim.baseline).counted
     assert (claim.at_least.keys() | claim.at_most.keys()) <= counted.keys()
 
 
 @pytest.mark.parametrize("claim", [claim for claim in of(Experiment) if claim.values[0].protocol.name in MICRO])
 def test_every_arm_is_measured_by_every_metric(claim, tmp_path: Path) -> None:
     protocol = replace(claim.protocol, **MICRO[claim.protocol.name])
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     effects = (claim.primary, *claim.valid_if, *claim.secondary)
     wanted = {claim.metric, *(metric for effect in effects for _, metric, _ in effect.terms if metric)}
     for arm in claim.arms().values():
@@ -75,7 +75,7 @@ def test_every_arm_is_measured_by_every_metric(claim, tmp_path: Path) -> None:
 
 
 def test_arms_that_a_protocol_does_not_know_are_refused(tmp_path: Path) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     wrong = (
         (FrozenFeatures(**MICRO["frozen_features"]), Build("x", {"layers": "other"}, experts={"kind": "comm"})),
         (Quantising(**MICRO["quantising"]), Vary("double")),
@@ -110,7 +110,7 @@ def test_planted_channels_change_nothing_but_the_norms() -> None:
 def test_the_same_seed_trains_the_same_and_another_does_not(tmp_path: Path) -> None:
     protocol = Backbone(images=16, tested=64, steps=6, batch=8)
     arm = Build("x", encoder={"kind": "conv_vit", "patch_size": 16, "width": 24, "depth": 1, "heads": 2})
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     both = protocol.measure(lab, arm, 0, 0, 2).of("accuracy")[0]
     assert protocol.measure(lab, arm, 1, 1, 1).of("accuracy")[0].tolist() == both[1:].tolist()
     assert both[0] != both[1]
@@ -132,5 +132,5 @@ def test_golden_runs_read_nothing_from_the_cache(tmp_path: Path) -> None:
     """What was trained once would hide a change from every later golden run."""
     from tessera.lab.protocols.backbone import TowerDropping
 
-    TowerDropping.golden(Lab(cache=tmp_path, threads=0))
+    TowerDropping.golden(LocalLab(cache=tmp_path, threads=0))
     assert not list(tmp_path.iterdir())

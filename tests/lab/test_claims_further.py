@@ -16,7 +16,7 @@ from tessera.lab import further
 from tessera.lab.claims import claims_of
 from tessera.lab.contract.training import SIDE, subject
 from tessera.lab.experiment import Exact, Experiment, Use, Vary
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols import further_training
 from tessera.lab.protocols.further_training import FurtherTraining, fine_tuning, train_and_test_data, trained
 from tessera.lab.protocols.programs import Programs
@@ -52,8 +52,8 @@ def tiny() -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def lab(tiny, tmp_path: Path) -> Lab:
-    lab = Lab(cache=tmp_path, threads=0)
+def lab(tiny, tmp_path: Path) -> LocalLab:
+    lab = LocalLab(cache=tmp_path, threads=0)
     lab._loaded |= {"nano": tiny, "nano-yes": tiny}
     return lab
 
@@ -70,7 +70,7 @@ def small(protocol: FurtherTraining) -> FurtherTraining:
 
 @pytest.mark.parametrize(("socket", "part", "claim"), EXACT, ids=[f"{s}/{p}: {c.id}" for s, p, c in EXACT])
 def test_exact_claims_hold(socket, part, claim, tmp_path: Path) -> None:
-    checked = claim.run(Lab(cache=tmp_path, threads=0))
+    checked = claim.run(LocalLab(cache=tmp_path, threads=0))
     assert all(checked.checks.values()), checked
 
 
@@ -190,7 +190,7 @@ def test_what_is_unknown_or_missing_is_refused(lab) -> None:
 
 
 def test_programs_are_found_more_often_in_more_tries(tmp_path: Path) -> None:
-    lab, protocol = Lab(cache=tmp_path, threads=0), Programs(noise=0.3)
+    lab, protocol = LocalLab(cache=tmp_path, threads=0), Programs(noise=0.3)
     one, five, exact = (
         replace(protocol, noise=noise).measure(lab, Use("vpd", **options), 0, 0, 40)
         for noise, options in ((0.3, {"k": 1}), (0.3, {"k": 5}), (0.0, {"k": 1, "temperature": 0.0}))

@@ -14,7 +14,7 @@ from tessera.data.dense import object_labels
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Cost, Exact, Experiment, Vary
 from tessera.lab.givens.pictures import CutThingsAreMissed, StillBackground
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols.answering import Answering
 from tessera.lab.protocols.canvas import Canvas
 from tessera.lab.protocols.prefill import Prefill
@@ -43,23 +43,23 @@ class Expert(torch.nn.Module):
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+def lab(tmp_path: Path) -> LocalLab:
     """A lab whose reference models are tiny, with random weights."""
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     lab._loaded["object-expert"] = (Expert(), None)
     lab._loaded["nano"] = tiny_model()
     return lab
 
 
 @pytest.mark.parametrize("claim", of(Exact))
-def test_exact_claims_hold(claim: Exact, lab: Lab) -> None:
+def test_exact_claims_hold(claim: Exact, lab: LocalLab) -> None:
     found = claim.run(lab)
     assert found.checks
     assert all(found.checks.values()), found
 
 
 @pytest.mark.parametrize("claim", [claim for claim in of(Experiment) if claim.values[0].protocol.unit == "image"])
-def test_every_arm_is_measured_on_the_same_units(claim: Experiment, lab: Lab) -> None:
+def test_every_arm_is_measured_on_the_same_units(claim: Experiment, lab: LocalLab) -> None:
     protocol = claim.protocol
     count = 4
     if isinstance(protocol, Answering):
@@ -89,7 +89,7 @@ def shallow(arm):
 
 
 @pytest.mark.parametrize("claim", of(Cost))
-def test_costs_are_counted(claim: Cost, lab: Lab) -> None:
+def test_costs_are_counted(claim: Cost, lab: LocalLab) -> None:
     protocol = Prefill(layers=8, width=64, patches=8, text=8, rounds=0)
     found = protocol.measure(lab, claim.treatment, claim.baseline)
     assert claim.at_least.keys() <= found.counted.keys()
@@ -106,7 +106,7 @@ def test_layers_of_drops_are_those_of_the_reference_model() -> None:
     assert aim.falling(layers) == aim.falling(layers, 4, 6) == {5: 0.5, 6: 0.0}
 
 
-def test_still_clips_and_moving_ones(lab: Lab) -> None:
+def test_still_clips_and_moving_ones(lab: LocalLab) -> None:
     lab._loaded["nano"] = (SimpleNamespace(image_size=64, tokens_per_image=16), None)
     asked = StillBackground(model="nano", frames=4, most=0.37, clips=5)
     still = asked.measure(lab)
@@ -124,19 +124,19 @@ def test_things_that_are_cut() -> None:
     assert is_cut((0.1, 0.3, 0.2, 0.4), 1, 3)
 
 
-def test_the_precondition_asks_for_a_difference(lab: Lab) -> None:
+def test_the_precondition_asks_for_a_difference(lab: LocalLab) -> None:
     found = CutThingsAreMissed(layers=("detail",), scenes=6).measure(lab)
     assert found.low <= found.value <= found.high
     assert found.holds == (found.low > 0)
 
 
 @pytest.mark.parametrize(("protocol", "arm"), [(Canvas(), Vary("x", choice="best")), (Views(), Vary("x", layers=("top",)))])
-def test_unknown_ways_are_refused(protocol, arm: Vary, lab: Lab) -> None:
+def test_unknown_ways_are_refused(protocol, arm: Vary, lab: LocalLab) -> None:
     with pytest.raises(TesseraError, match="knows"):
         protocol.measure(lab, arm, 0, 0, 1)
 
 
-def test_arms_of_the_canvas_choose_otherwise(lab: Lab) -> None:
+def test_arms_of_the_canvas_choose_otherwise(lab: LocalLab) -> None:
     found = {choice: Canvas().measure(lab, Vary(choice, choice=choice), 0, 0, 3) for choice in ("guided", "local", "random")}
     guided, local, random = (outcomes.of("canvas tokens")[0].tolist() for outcomes in found.values())
     assert guided == local == random  # scene by scene, so that no arm is better for keeping more

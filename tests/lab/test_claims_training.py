@@ -12,8 +12,8 @@ from tessera.errors import TesseraError
 from tessera.lab.claims import claims_of
 from tessera.lab.experiment import Build, Exact, Experiment, Vary
 from tessera.lab.fit import fit
-from tessera.lab.judge import per_seed
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import per_seed
 from tessera.lab.protocols.long_inputs import LongInputs
 from tessera.lab.protocols.short_training import ShortTraining, built, train_and_test_data, trained
 from tessera.training.plan import OptimConfig
@@ -37,12 +37,12 @@ TINY = ShortTraining(
 
 @pytest.mark.parametrize(("socket", "part", "claim"), EXACT, ids=[f"{s}/{p}: {c.id}" for s, p, c in EXACT])
 def test_exact_claims_hold(socket, part, claim, tmp_path: Path) -> None:
-    checked = claim.run(Lab(cache=tmp_path, threads=0))
+    checked = claim.run(LocalLab(cache=tmp_path, threads=0))
     assert all(checked.checks.values()), checked
 
 
 def test_the_loop_trains_what_it_is_told_and_the_same_again(tmp_path: Path) -> None:
-    lab, losses, ends = Lab(cache=tmp_path, threads=0), [], []
+    lab, losses, ends = LocalLab(cache=tmp_path, threads=0), [], []
     inputs = {"input_ids": torch.arange(6, 14)[None], "labels": torch.arange(6, 14)[None]}
     for seed in (0, 0):
         model, _ = built(lab, TINY, Build("own"), seed)
@@ -57,7 +57,7 @@ def test_the_loop_trains_what_it_is_told_and_the_same_again(tmp_path: Path) -> N
 
 
 def test_arms_of_a_seed_share_their_start(tmp_path: Path) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     own = dict(built(lab, TINY, Build("own"), 3)[0].named_parameters())
     other = dict(built(lab, TINY, Build("mlp", connector={"kind": "mlp"}), 3)[0].named_parameters())
     another = dict(built(lab, TINY, Build("own"), 4)[0].named_parameters())
@@ -69,7 +69,7 @@ def test_arms_of_a_seed_share_their_start(tmp_path: Path) -> None:
 def test_arms_that_differ_in_their_test_share_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tessera.lab.protocols import short_training
 
-    lab, runs, whole = Lab(cache=tmp_path, threads=0), [], short_training.trained
+    lab, runs, whole = LocalLab(cache=tmp_path, threads=0), [], short_training.trained
     monkeypatch.setattr(short_training, "trained", lambda *arguments: runs.append(1) or whole(*arguments))
     monkeypatch.setattr(lab, "kept", _keeper())
     for test in TINY.tests:
@@ -81,7 +81,7 @@ def test_arms_that_differ_in_their_test_share_a_training(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("socket", "part"), PARTS, ids=[f"{s}/{p}" for s, p in PARTS])
 def test_every_arm_of_an_experiment_is_measured(socket, part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights and few steps: that arms, settings and parts fit one another."""
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     monkeypatch.setattr(lab, "kept", _keeper())
     experiments = [claim for claim in claims_of(socket, part) if isinstance(claim, Experiment)]
     assert experiments
@@ -103,7 +103,7 @@ def test_every_arm_of_an_experiment_is_measured(socket, part, tmp_path: Path, mo
 
 
 def test_a_mixture_begins_as_the_model_before_it(tmp_path: Path) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     parts = {**TINY.parts, "coupling": {"kind": "prefix"}}
     dense = replace(TINY, parts=parts, steps=1, before=6, lr=1e-12, muon_lr=1e-12, tests=("own",))
     still = {"train": ({"coupling": 1.0},)}
@@ -116,7 +116,7 @@ def test_a_mixture_begins_as_the_model_before_it(tmp_path: Path) -> None:
 def test_shuffled_routers_are_put_back(tmp_path: Path) -> None:
     from tessera.lab.scenes import accuracy
 
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     parts = {**TINY.parts, "coupling": {"kind": "moe_llava", "experts": 3}}
     protocol = replace(TINY, parts=parts, tests=("own", "shuffled routers"))
     model, processor = built(lab, protocol, Build("own"), 0)
@@ -134,7 +134,7 @@ def test_a_remembered_teacher_teaches_the_same(tmp_path: Path, monkeypatch: pyte
 
     from tessera.lab import scenes
 
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     eve = {"kind": "eve", "image_size": 32, "patch_size": 4, "width": 16, "heads": 2, "every": 1, "teacher": TOWER}
     protocol = replace(TINY, parts={"coupling": eve}, steps=6, train=({"*": 1.0},), tests=("own",))
     train_data, asked = train_and_test_data(lab, protocol, Build("own"), 0)
@@ -154,7 +154,7 @@ def test_rows_of_long_inputs_show_one_kind_and_not_the_other(tmp_path: Path) -> 
     kinds = ["animal", "food", "vehicle"] * 4
     pool = Pictures(torch.arange(12.0)[:, None, None], kinds)
     protocol = LongInputs(asked={"few": {}}, tower=TOWER, start="", square=2, language={"layers": 1, "width": 32, "hidden": 48})
-    _, processor = built_long(Lab(cache=tmp_path, threads=0), protocol, 0)
+    _, processor = built_long(LocalLab(cache=tmp_path, threads=0), protocol, 0)
     inputs = batch(pool, processor, 8, 5, torch.Generator().manual_seed(0))
     shown = inputs["visual_features"].flatten().long().view(8, 5)
     for row, ids, segments in zip(shown.tolist(), inputs["input_ids"], inputs["segment_ids"], strict=True):
@@ -171,13 +171,15 @@ def test_rows_of_long_inputs_show_one_kind_and_not_the_other(tmp_path: Path) -> 
 def test_unknown_ways_are_refused(tmp_path: Path) -> None:
     protocol = LongInputs(asked={"few": {}}, start="")
     with pytest.raises(TesseraError, match="asked=one of few"):
-        protocol.measure(Lab(cache=tmp_path, threads=0), Vary("wrong", asked="many"), 0, 0, 1)
+        protocol.measure(LocalLab(cache=tmp_path, threads=0), Vary("wrong", asked="many"), 0, 0, 1)
     with pytest.raises(TesseraError, match="knows plug, long and mismatched"):
-        replace(protocol, asked={"few": {"lang": 1}}).measure(Lab(cache=tmp_path, threads=0), Vary("x", asked="few"), 0, 0, 1)
+        replace(protocol, asked={"few": {"lang": 1}}).measure(
+            LocalLab(cache=tmp_path, threads=0), Vary("x", asked="few"), 0, 0, 1
+        )
 
 
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     for settings, word in (({"test": "shuffled question"}, "tested by"), ({"step": 3}, "knows test, train, fresh and coarse")):
         with pytest.raises(TesseraError, match=word):
             TINY.measure(lab, Build("wrong", settings), 0, 0, 1)
@@ -199,24 +201,25 @@ def _keeper():
 
 def test_outcomes_depend_on_the_parts_that_the_protocol_builds_with(tmp_path: Path, monkeypatch) -> None:
     """A mended connector is measured again, although every arm takes it from the protocol's settings."""
-    from tessera.lab import behaviour
+    from tessera.lab import freshness
+    from tessera.lab.fingerprints import named
 
     (claim,) = [c for c in claims_of("connectors", "limber") if isinstance(c, Experiment)]
-    assert {"part connectors/limber", "part encoders/conv_vit"} <= set(behaviour.depends("connectors", "limber", claim))
+    assert {"part connectors/limber", "part encoders/conv_vit"} <= set(freshness.depends("connectors", "limber", claim))
     protocol = replace(claim.protocol, start={}, scenes=3, test_scenes=2, steps=1, images=1)
     seen = []
     monkeypatch.setattr(
         ShortTraining, "measure", lambda self, *args: seen.append(1) or per_seed({"accuracy": [float(len(seen))]})
     )
     for value in (1.0, 1.0, 2.0):
-        monkeypatch.setattr(behaviour, "of", lambda name, lab, value=value: {"x": [value if "limber" in name else 0.0]})
-        found = Lab(cache=tmp_path, threads=0).outcomes(protocol, claim.treatment, 0, 0, 1)
+        monkeypatch.setattr(named, "of", lambda name, lab, shelf, value=value: {"x": [value if "limber" in name else 0.0]})
+        found = protocol.outcomes(LocalLab(cache=tmp_path, threads=0), claim.treatment, 0, 0, 1)
     assert len(seen) == 2 and found.mean("accuracy") == 2.0
 
 
 def test_scenes_are_a_seeds_own(tmp_path: Path) -> None:
     """What is learned and what is asked differ from seed to seed, or an interval over seeds says nothing of other scenes."""
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     for first, second in zip(
         train_and_test_data(lab, TINY, Build("own"), 0), train_and_test_data(lab, TINY, Build("own"), 1), strict=True
     ):
@@ -244,7 +247,7 @@ def test_coarse_regions_say_what_their_middle_says() -> None:
 
 def test_coarse_regions_take_from_packing_what_pooling_never_had(tmp_path: Path) -> None:
     """The control of TokenPacker: its point queries are the same, and a connector that reads nothing else learns the same."""
-    lab = Lab(cache=tmp_path, threads=0)
+    lab = LocalLab(cache=tmp_path, threads=0)
     tower = {**TOWER, "image_size": 48}  # 6 x 6
     few = {"kind": "tokenpacker", "factor": 3}
     protocol = replace(TINY, parts={"encoders": [tower], "connector": few}, tests=("own",))
@@ -263,7 +266,7 @@ def test_the_last_level_is_inserted_where_the_claim_says(tmp_path: Path) -> None
     protocol = replace(claim.protocol, start={}, language={"layers": 8, "width": 32, "hidden": 48})
     found, sizes = dict[str, list[int | None]](), set[int]()
     for name in ("treatment", "baseline", "control"):
-        coupling = built(Lab(cache=tmp_path, threads=0), protocol, claim.arms()[name], 0)[0].model.coupling
+        coupling = built(LocalLab(cache=tmp_path, threads=0), protocol, claim.arms()[name], 0)[0].model.coupling
         found[name] = [None if (at := coupling.level_at(i)) is None else coupling.count - 1 - at for i in range(8)]
         sizes.add(sum(p.numel() for p in coupling.parameters()))
     assert found == {

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.lab.tiny_lab import SIDE, saved
 
 from tessera import registry
-from tessera.cli.compare import parse_budget
+from tessera.cli.compare import _table, parse_budget
 from tessera.cli.main import run
 from tessera.errors import UserError
-from tessera.lab.compare import Comparison, Contender, Kind, compare, swapped
-from tessera.lab.compare_page import label, page, write_page
-from tessera.lab.lab import Lab
+from tessera.evaluation.intervals import Interval
+from tessera.lab.compare import Comparison, Contender, Kind, compare
+from tessera.lab.compare.page import page, write_page
+from tessera.lab.compare.ring import swapped
+from tessera.lab.compare.table import HEADS, cells, label, of_kind
+from tessera.lab.local_lab import LocalLab
 from tessera.measure.sides import Ratio
 
 ASKED: dict[str, Any] = {"n": 6, "types": ("existence", "category"), "rounds": 1}
@@ -30,7 +35,7 @@ def on(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def found(on: str, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    lab = Lab(cache=tmp_path_factory.mktemp("cache"))
+    lab = LocalLab(cache=tmp_path_factory.mktemp("cache"))
     return compare(lab, "tokens", ("random", "fopru", "m3", "evit"), on=on, budgets=(0.5, 0.25), **ASKED)
 
 
@@ -71,7 +76,7 @@ def test_a_part_without_such_a_setting_has_no_budget() -> None:
 
 
 def test_pyramiddrop_spends_its_budget_on_average(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "tokens", ("pyramiddrop", "aim"), on=on, budgets=(0.5,), **ASKED)
+    found = compare(LocalLab(cache=tmp_path), "tokens", ("pyramiddrop", "aim"), on=on, budgets=(0.5,), **ASKED)
     assert [row.tokens for row in found.rows[1:]] == [pytest.approx(8, abs=1)] * 2
 
 
@@ -91,18 +96,18 @@ def test_all_are_answered_by_one_engine_and_once(on: str, tmp_path: Path, monkey
     monkeypatch.setattr(harness, "evaluate", evaluate)
     few: dict[str, Any] = {"on": on, "n": 2, "types": ("category",), "rounds": 1}
     for _ in range(2):
-        found = compare(Lab(cache=tmp_path, threads=0), "pixels", ("mini_monkey",), **few)
+        found = compare(LocalLab(cache=tmp_path, threads=0), "pixels", ("mini_monkey",), **few)
     assert asked == [("HostGenerator", 3 * SIDE), ("ThroughViews", 3 * SIDE)], "parts around a model see larger pictures"
     assert [(row.name, row.how) for row in found.rows] == [("none", "bare"), ("mini_monkey", "around")]
     assert found.rows[1].options == {"tile": SIDE} and found.rows[1].flops > found.rows[0].flops
     asked.clear()
     for budget in (0.5, 0.5, 0.25):
-        compare(Lab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
+        compare(LocalLab(cache=tmp_path, threads=0), "tokens", ("random",), budgets=(budget,), **few)
     assert asked == [("HostGenerator", SIDE)] * 3, "the plain model, and random once for each budget"
 
 
 def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessera.lab import compare_runs
+    from tessera.lab.compare import runs as compare_runs
 
     paths = []
     for digest in ("a", "a", "b"):
@@ -112,7 +117,7 @@ def test_answers_are_kept_as_long_as_nothing_has_changed(tmp_path: Path, monkeyp
 
 
 def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessera.lab.compare_runs import Runs
+    from tessera.lab.compare.runs import Runs
     from tessera.models import reference
     from tessera.recipes.recipe import recipe
     from tessera.training import run as training
@@ -139,7 +144,7 @@ def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monk
 
 
 def test_differences_are_of_the_same_questions(on: str, tmp_path: Path) -> None:
-    from tessera.lab.compare_runs import Runs, difference
+    from tessera.lab.compare.runs import Runs, difference
     from tessera.models import reference
 
     runs, pair = Runs(tmp_path), reference.load(on)
@@ -151,7 +156,7 @@ def test_differences_are_of_the_same_questions(on: str, tmp_path: Path) -> None:
 
 
 def test_a_decoding_part_keeps_all_tokens(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "decoding", ("llava_align",), on=on, n=2, types=("category",), rounds=1)
+    found = compare(LocalLab(cache=tmp_path), "decoding", ("llava_align",), on=on, n=2, types=("category",), rounds=1)
     bare, aligned = found.rows
     assert aligned.tokens == bare.tokens == 16 and aligned.budget is None and aligned.flops > bare.flops
 
@@ -179,7 +184,7 @@ def test_a_part_is_swapped_into_the_reference_models_recipe(on: str, monkeypatch
 
 
 def test_a_reference_is_named_for_what_is_trained(on: str, tmp_path: Path) -> None:
-    found = compare(Lab(cache=tmp_path), "connectors", ("linear",), on=on, n=2, types=("category",), rounds=1)
+    found = compare(LocalLab(cache=tmp_path), "connectors", ("linear",), on=on, n=2, types=("category",), rounds=1)
     assert "compare it on nano" in found.refused["linear"]
 
 
@@ -284,6 +289,22 @@ def test_the_page_is_one_file_that_needs_nothing_else(tmp_path: Path) -> None:
     for piece in ("Tokens on nano &lt;b&gt;", "no &lt;class&gt; token", "tessera compare tokens", "70.0 %", "existence", "1.50"):
         assert piece in text, piece
     assert text.count('class="dot') == 4 and "fopru" in re.sub(r"<[^>]+>", "", text)
+
+
+def test_terminal_and_page_show_the_same_numbers() -> None:
+    """In one form: what is written in two places drifts apart."""
+    against = Interval(value=-0.1, low=-0.15, high=-0.05)
+    found = made(row("none", 0.8, 3e9), row("fopru", 0.7, 1e9, budget=0.25, against=against, best=True))
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(_table(found))
+    texts = (shown.get(), unescape(re.sub(r"<[^>]+>", "", page(found))))
+    for text in texts:
+        for one in found.rows:
+            assert all(cell in text for cell in (label(one), *cells(one))), cells(one)
+            assert " ".join(of_kind(one.types["existence"])) in text
+        assert all(head in text for head in HEADS)
+    assert cells(found.rows[1])[:3] == ["70.0 %", "68.0 – 72.0", "-10.0 (-15.0 to -5.0)"]
 
 
 def test_the_axis_begins_at_zero_unless_all_are_alike() -> None:

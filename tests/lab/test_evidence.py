@@ -11,7 +11,7 @@ import pytest
 from tests.lab.toys import COST, EFFECT, EXACT, PART, SOCKET, ToyProtocol, Wing, wing_in
 
 from tessera.errors import UserError
-from tessera.lab import evidence
+from tessera.lab import evidence, freshness, recording
 from tessera.lab.claims import claims_of
 from tessera.lab.evidence import Entry, Evidence
 from tessera.lab.verify import verify
@@ -33,7 +33,7 @@ def measured(wing: Wing, *names: str) -> None:
 
 def stale(wing: Wing, name: str = "toy") -> dict[str, list[str]]:
     """Claim -> why, as a new process sees it."""
-    status, reasons = evidence.status(SOCKET, name, evidence.read(SOCKET, name), wing.lab())
+    status, reasons = freshness.status(SOCKET, name, evidence.read(SOCKET, name), wing.lab())
     assert (status == "stale") == any(why != ["it was never run"] for why in reasons.values())
     return reasons
 
@@ -42,7 +42,7 @@ def stale(wing: Wing, name: str = "toy") -> dict[str, list[str]]:
 
 
 def test_what_is_written_is_read_again(wing: Wing) -> None:
-    evidence.update(SOCKET, "toy", [replace(ENTRY, id="helps")], wing.lab(), claims_of(SOCKET, "toy"))
+    recording.update(SOCKET, "toy", [replace(ENTRY, id="helps")], wing.lab(), claims_of(SOCKET, "toy"))
     path = evidence.path_of(SOCKET, "toy")
     assert path == wing.evidence / "toy.json"
     found = evidence.read(SOCKET, "toy")
@@ -54,14 +54,14 @@ def test_what_is_written_is_read_again(wing: Wing) -> None:
 def test_results_are_put_beside_each_other_and_those_of_no_claim_go(wing: Wing) -> None:
     claims = claims_of(SOCKET, "toy")
     for name in ("saves", "helps", "gone"):
-        evidence.update(SOCKET, "toy", [replace(ENTRY, id=name)], wing.lab(), claims)
+        recording.update(SOCKET, "toy", [replace(ENTRY, id=name)], wing.lab(), claims)
     found = evidence.read(SOCKET, "toy")
     assert found is not None and [entry.id for entry in found.claims] == ["helps", "saves"], "in the claims' order"
 
 
 def test_no_file_is_no_evidence(wing: Wing) -> None:
     assert evidence.read(SOCKET, "toy") is None
-    assert evidence.status(SOCKET, "toy", None, wing.lab()) == ("no evidence", {})
+    assert freshness.status(SOCKET, "toy", None, wing.lab()) == ("no evidence", {})
 
 
 def plain(**changes: object) -> str:

@@ -25,7 +25,7 @@ from tessera.lab.experiment import (
     stays_under,
     worse,
 )
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, Unit, per_seed
 from tessera.lab.protocols.base import Protocol
 
 
@@ -33,7 +33,7 @@ from tessera.lab.protocols.base import Protocol
 class Seeds(Protocol):
     name: ClassVar[str] = "simulated seeds"
     version: ClassVar[int] = 1
-    unit: ClassVar[judge.Unit] = "seed"
+    unit: ClassVar[Unit] = "seed"
     looks: ClassVar[tuple[int, ...]] = (5, 8, 12)
     arms: ClassVar[tuple[type[Arm], ...]] = (Vary,)
 
@@ -41,7 +41,7 @@ class Seeds(Protocol):
 @dataclass(frozen=True, slots=True)
 class Images(Seeds):
     name: ClassVar[str] = "simulated images"
-    unit: ClassVar[judge.Unit] = "image"
+    unit: ClassVar[Unit] = "image"
     looks: ClassVar[tuple[int, ...]] = (60, 120, 240)
 
 

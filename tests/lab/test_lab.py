@@ -11,16 +11,17 @@ import torch
 
 from tessera.errors import UserError
 from tessera.lab.experiment import Plug, Vary
-from tessera.lab.judge import Outcomes
-from tessera.lab.lab import Lab, cache_folder
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols import answering
 from tessera.lab.protocols.base import parts_named
 from tessera.lab.protocols.tiny import tiny_model
+from tessera.lab.storage import cache_folder
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(cache=tmp_path, threads=0)
+def lab(tmp_path: Path) -> LocalLab:
+    return LocalLab(cache=tmp_path, threads=0)
 
 
 def counting(value: Any) -> tuple[Callable[[], Any], list[int]]:
@@ -34,7 +35,7 @@ def counting(value: Any) -> tuple[Callable[[], Any], list[int]]:
     return make, made
 
 
-def test_the_same_is_made_once_and_its_seconds_count_again(lab: Lab) -> None:
+def test_the_same_is_made_once_and_its_seconds_count_again(lab: LocalLab) -> None:
     make, made = counting({"a": [1.0, 2.0]})
     lab.behaviours["core toy"] = {"x": [1.0]}
     assert lab.kept(["key"], ["core toy"], make) == lab.kept(["key"], ["core toy"], make) == {"a": [1.0, 2.0]}
@@ -43,7 +44,7 @@ def test_the_same_is_made_once_and_its_seconds_count_again(lab: Lab) -> None:
     assert len(made) == 2
     (path, _) = sorted(lab.cache.glob("*.json"))
     path.write_text(path.read_text().replace('"seconds": 0.0', '"seconds": 60.0'))
-    again = Lab(cache=lab.cache, threads=0)
+    again = LocalLab(cache=lab.cache, threads=0)
     again.behaviours["core toy"] = {"x": [1.0]}
     for key in ("key", "other key"):
         again.kept([key], ["core toy"], make)
@@ -51,7 +52,7 @@ def test_the_same_is_made_once_and_its_seconds_count_again(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("value", "times"), [(1.0 + 1e-6, 1), (1.1, 2), (-1.0, 2), (float("nan"), 2)])
-def test_it_is_made_again_only_where_something_behaves_otherwise(lab: Lab, value: float, times: int) -> None:
+def test_it_is_made_again_only_where_something_behaves_otherwise(lab: LocalLab, value: float, times: int) -> None:
     make, made = counting(3)
     for x in (1.0, value):
         lab.behaviours["core toy"] = {"x": [x]}
@@ -59,7 +60,7 @@ def test_it_is_made_again_only_where_something_behaves_otherwise(lab: Lab, value
     assert len(made) == times
 
 
-def test_something_more_to_depend_on_is_made_again(lab: Lab) -> None:
+def test_something_more_to_depend_on_is_made_again(lab: LocalLab) -> None:
     make, made = counting(3)
     lab.behaviours |= {"core toy": {"x": [1.0]}, "core more": {"x": [1.0]}}
     lab.kept("key", ["core toy"], make)
@@ -69,18 +70,18 @@ def test_something_more_to_depend_on_is_made_again(lab: Lab) -> None:
 
 def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Lab(threads=0).cache == cache_folder() == tmp_path / "tessera" / "lab"
+    assert LocalLab(threads=0).cache == cache_folder() == tmp_path / "tessera" / "lab"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "tessera" / "lab"
 
 
-def test_a_folder_belongs_to_its_key(lab: Lab) -> None:
+def test_a_folder_belongs_to_its_key(lab: LocalLab) -> None:
     folders = {lab.folder(*key) for key in (("a", 1), ("a", 2), ("b", 1))}
     assert len(folders) == 3 and lab.folder("a", 1) in folders and {f.parent for f in folders} == {lab.cache}
 
 
-def test_a_reference_is_loaded_once_and_copied_on_demand(lab: Lab) -> None:
+def test_a_reference_is_loaded_once_and_copied_on_demand(lab: LocalLab) -> None:
     first, _ = lab.reference("object-expert")
     assert lab.reference("object-expert")[0] is first and not first.training
     assert {p.dtype for p in first.parameters()} == {torch.float32}
@@ -89,7 +90,7 @@ def test_a_reference_is_loaded_once_and_copied_on_demand(lab: Lab) -> None:
     with torch.no_grad():
         next(own.parameters()).zero_()
     assert bool(next(lab.reference("object-expert")[0].parameters()).any())
-    assert Lab(cache=lab.cache, threads=0).weights("object-expert") == before
+    assert LocalLab(cache=lab.cache, threads=0).weights("object-expert") == before
     with pytest.raises(UserError, match="Did you mean 'object-expert'"):
         lab.reference("object-experts")
 
@@ -97,8 +98,8 @@ def test_a_reference_is_loaded_once_and_copied_on_demand(lab: Lab) -> None:
 def test_threads_are_set_unless_they_are_none(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
-        Lab(cache=tmp_path, threads=2)
-        Lab(cache=tmp_path, threads=0)
+        LocalLab(cache=tmp_path, threads=2)
+        LocalLab(cache=tmp_path, threads=0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -130,7 +131,7 @@ def test_every_arm_is_answered_by_one_engine(monkeypatch: pytest.MonkeyPatch) ->
     assert all(isinstance(outcomes, Outcomes) and len(outcomes.of("accuracy")[0]) == len(items) for outcomes in found)
 
 
-def test_costs(lab: Lab) -> None:
+def test_costs(lab: LocalLab) -> None:
     square = torch.randn(8, 8)
     assert lab.flops(lambda: square @ square) == 2 * 8**3
     taken = lab.timing(lambda: [square @ square for _ in range(400)], lambda: None, rounds=3)

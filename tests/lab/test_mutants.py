@@ -16,7 +16,7 @@ from tests.lab.mutants.edited import SOURCE, Copy, Found, every, harm, likely, n
 from tests.lab.mutants.harmful import HARMFUL
 from tests.lab.mutants.harmless import HARMLESS
 
-from tessera.lab import behaviour
+from tessera.lab import freshness
 from tessera.lab.claims import claims_of
 
 SHARE = 0.95
@@ -58,7 +58,7 @@ def likely_folders() -> tuple[str, ...]:
 
 def test_claims_depend_on_every_golden_run_of_the_core() -> None:
     """An edit that only such a run notices makes something stale."""
-    from tessera.lab.core_behaviour import CORE
+    from tessera.lab.fingerprints.core import CORE
     from tessera.lab.protocols.base import CostProtocol, Protocol
 
     class Trained(Protocol):
@@ -74,7 +74,7 @@ def test_claims_depend_on_every_golden_run_of_the_core() -> None:
 
 def test_a_comment_leaves_claims_fresh_and_an_inverted_selection_does_not(copy: Copy) -> None:
     socket, part = "tokens", "pyramiddrop"
-    depends = {name for claim in claims_of(socket, part) for name in behaviour.depends(socket, part, claim)}
+    depends = {name for claim in claims_of(socket, part) for name in freshness.depends(socket, part, claim)}
     names = sorted(name for name in depends if not name.startswith("model "))
     named = {edit.name: edit for edit in (*HARMFUL, *HARMLESS)}
     comments = [named[f"comment in {where}"] for where in ("look", "the lab", "the judge", "a protocol")]

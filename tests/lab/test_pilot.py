@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tessera.errors import TesseraError, UserError
-from tessera.lab import behaviour, evidence, verify
+from tessera.lab import behaviour, evidence, freshness, verify
 from tessera.lab import claims as claims_module
 from tessera.lab.experiment import Checked, Cost, Exact, Experiment, Paper, Plug, retains, worse
-from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
 from tessera.lab.protocols.answering import Answering
 from tessera.lab.protocols.prefill import Prefill
 from tessera.lab.protocols.table import protocols
@@ -59,12 +59,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def with_claims(monkeypatch, claims):
-    for module in (claims_module, evidence, verify):
+    for module in (claims_module, freshness, verify):
         monkeypatch.setattr(module, "claims_of", lambda socket, name: list(claims))
 
 
-def lab_at(home: Path) -> Lab:
-    lab = Lab(cache=home / "cache", threads=0)
+def lab_at(home: Path) -> LocalLab:
+    lab = LocalLab(cache=home / "cache", threads=0)
     lab._loaded["nano"] = tiny_model()
     return lab
 
@@ -72,7 +72,7 @@ def lab_at(home: Path) -> Lab:
 def stale(home: Path) -> dict[str, list[str]]:
     for kept in (home / "cache").glob("behaviours/*/part.*"):
         kept.unlink()  # kept by the hash of files, which a monkeypatch does not change
-    return evidence.status("tokens", "random", evidence.read("tokens", "random"), lab_at(home))[1]
+    return freshness.status("tokens", "random", evidence.read("tokens", "random"), lab_at(home))[1]
 
 
 def test_claims_run_and_their_evidence_is_fresh(home: Path) -> None:
@@ -158,6 +158,6 @@ def test_damaged_evidence_is_a_sentence(home: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(protocols()))
 def test_golden_runs_are_repeatable(name: str, tmp_path: Path) -> None:
-    first, second = (protocols()[name].golden(Lab(cache=tmp_path / str(run), threads=0)) for run in range(2))
+    first, second = (protocols()[name].golden(LocalLab(cache=tmp_path / str(run), threads=0)) for run in range(2))
     assert first
     assert behaviour.differences(first, second) == []

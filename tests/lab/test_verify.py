@@ -10,7 +10,7 @@ import pytest
 from tests.lab.toys import CALLS, COST, CRASH, EFFECT, EXACT, INTERRUPTED, SOCKET, WRONG, ToyProtocol, Wing, wing_in
 
 from tessera.errors import TesseraError, UserError
-from tessera.lab import evidence
+from tessera.lab import evidence, freshness
 from tessera.lab.claims import claims_of
 from tessera.lab.evidence import Entry
 from tessera.lab.experiment import Checked, Exact
@@ -77,7 +77,7 @@ def test_an_interruption_keeps_what_was_finished(wing: Wing) -> None:
         verified(wing, EXACT, EFFECT, INTERRUPTED)
     found = evidence.read(SOCKET, "toy")
     assert found is not None and [entry.id for entry in found.claims] == ["is_one", "helps"]
-    assert evidence.status(SOCKET, "toy", found, wing.lab())[1] == {"waits": ["it was never run"]}
+    assert freshness.status(SOCKET, "toy", found, wing.lab())[1] == {"waits": ["it was never run"]}
 
 
 def test_an_experiment_goes_on_with_the_arm_at_which_it_was_interrupted(wing: Wing, monkeypatch: pytest.MonkeyPatch) -> None:

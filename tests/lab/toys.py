@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from tessera import registry
-from tessera.lab import behaviour, evidence
+from tessera.lab import evidence
 from tessera.lab.behaviour import Numbers
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, Unit
+from tessera.lab.fingerprints import named
 from tessera.lab.lab import Lab
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import Outcomes, Unit
 from tessera.lab.protocols import table
 from tessera.lab.protocols.base import CostProtocol, Costs, Protocol
 
@@ -187,7 +189,7 @@ class Wing:
 
     def changed(self) -> None:
         """Files were written by hand."""
-        behaviour.source_hash.cache_clear()
+        named.source_hash.cache_clear()
         importlib.invalidate_caches()
         _forget()
 
@@ -196,9 +198,9 @@ class Wing:
         log = (self.claims / name).with_suffix(".log")
         return log.read_text().split() if log.is_file() else []
 
-    def lab(self) -> Lab:
+    def lab(self) -> LocalLab:
         """A lab as a new process would make it."""
-        return Lab(cache=self.package.parent / "cache", threads=0)
+        return LocalLab(cache=self.package.parent / "cache", threads=0)
 
 
 @contextmanager
@@ -214,10 +216,10 @@ def wing_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wing]:
     for package in (tessera.parts, tessera.claims):
         room = made.package / package.__name__.rpartition(".")[2]
         monkeypatch.setattr(package, "__path__", [str(room), *package.__path__])
-    for module in (evidence, behaviour):
+    for module in (evidence, named):
         monkeypatch.setattr(module, "PACKAGE", made.package)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # its times are in seconds
-    monkeypatch.setattr("tessera.lab.part_behaviour.of_part", acts)
+    monkeypatch.setattr("tessera.lab.fingerprints.parts.of_part", acts)
     monkeypatch.setattr(table, "protocols", lambda: {"toy": ToyProtocol, "toy_cost": ToyCost})
     CALLS.clear()
     made.changed()

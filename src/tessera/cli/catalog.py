@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from tessera.lab.catalog import Built, Catalog, Work
+    from tessera.lab.catalog import Built, Catalog
     from tessera.lab.evidence import Entry
     from tessera.lab.experiment import Claim
+    from tessera.lab.works import Work
 
 MARKS = {"fresh": "green", "stale": "yellow", "no evidence": "dim", "no claims": "dim", "none": "dim"}
 

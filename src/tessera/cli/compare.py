@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +14,7 @@ from tessera.errors import UserError, unknown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tessera.lab.compare import Comparison
+    from tessera.lab.compare.comparison import Comparison
 
 
 def compare(
@@ -38,14 +39,14 @@ def compare(
     if socket not in registry.SOCKETS:
         raise unknown("socket", socket, registry.SOCKETS)
     shares, steps = parse_budget(budget)
-    from tessera.lab import compare as room
-    from tessera.lab.lab import Lab, cache_folder
-    from tessera.lab.storage import tidy
+    from tessera.lab.compare import compare as compared
+    from tessera.lab.local_lab import LocalLab
+    from tessera.lab.storage import cache_folder, tidy
 
     with progress() as bars:
         task = bars.add_task("comparing", total=None)
-        found = room.compare(
-            Lab(),
+        found = compared(
+            LocalLab(),
             socket,
             names or (),
             on=on,
@@ -57,7 +58,7 @@ def compare(
         )
     tidy(cache_folder())
     if html is not None:
-        from tessera.lab.compare_page import write_page
+        from tessera.lab.compare.page import write_page
 
         words = ["tessera compare", socket, *(names or []), *([f"--budget {budget}"] if budget else [])]
         note(f"written: {write_page(html, found, ' '.join([*words, f'--n {n}', f'--html {html.name}']))}")
@@ -87,37 +88,24 @@ def _table(found: Comparison) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from tessera.lab.compare_page import label
+    from tessera.lab.compare.table import HEADS, cells, kinds, label, of_kind
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "right", "95 %", "against none", "tokens", "GFLOPs", "faster", "from", "to", "parameters"):
-        made.add_column(name, justify="left" if not name else "right", no_wrap=not name)
+    def table(heads: Sequence[str]) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        made.add_column("", no_wrap=True)
+        for head in heads:
+            made.add_column(head, justify="right")
+        return made
+
+    numbers, types = table(HEADS), kinds(found)
+    by_type = table(types)
     for row in found.rows:
-        against = row.against
-        cells: list[Any] = [
-            Text(label(row), style="bold cyan" if row.best else "cyan" if row.how != "bare" else ""),
-            f"{100 * row.accuracy:.1f}",
-            f"{100 * row.low:.1f}-{100 * row.high:.1f}",
-            "" if against is None else f"{100 * against.value:+.1f} ({100 * against.low:+.1f} to {100 * against.high:+.1f})",
-            "" if row.tokens is None else f"{row.tokens:.4g}",
-            f"{row.flops / 1e9:.4g}",
-            f"{row.time.median:.2f}",
-            f"{row.time.low:.2f}",
-            f"{row.time.high:.2f}",
-            f"{row.parameters / 1e6:.2f} M",
-        ]
-        made.add_row(*cells)
-    kinds = list(dict.fromkeys(kind for row in found.rows for kind in row.types))
-    by_type = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", *kinds):
-        by_type.add_column(name, justify="left" if not name else "right", no_wrap=not name)
-    for row in found.rows:
-        shares = [row.types.get(kind) for kind in kinds]
-        by_type.add_row(
-            Text(label(row)),
-            *("" if t is None else f"{100 * t.accuracy:.0f} ({100 * t.low:.0f}-{100 * t.high:.0f})" for t in shares),
-        )
-    end = [f"{found.socket} on {found.on}: {found.questions} questions; cost: {found.shape}. Bold: on the frontier of accuracy"]
-    end[0] += " and FLOPs."
-    end += [f"{name} could not take part: {why}" for name, why in found.refused.items()]
-    return Group(made, by_type, Text("\n".join(end), style="dim"))
+        style = "bold cyan" if row.best else "cyan" if row.how != "bare" else ""
+        numbers.add_row(Text(label(row), style=style), *cells(row))
+        by_type.add_row(Text(label(row)), *(" ".join(of_kind(row.types[kind])) if kind in row.types else "" for kind in types))
+    end = [
+        f"{found.socket} on {found.on}: {found.questions} questions; cost: {found.shape}.",
+        "Bold: on the frontier of accuracy and FLOPs.",
+        *(f"{name} could not take part: {why}" for name, why in found.refused.items()),
+    ]
+    return Group(numbers, by_type, Text("\n".join(end), style="dim"))

@@ -16,7 +16,7 @@ from tessera.errors import TesseraError, UserError, unknown
 if TYPE_CHECKING:
     from tessera.lab.evidence import Entry
     from tessera.lab.experiment import Claim
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
 
 FAILED = ("crashed", "fails")
 """Verdicts with which the command's exit code is 1; an effect that does not show is a result, not a failure."""
@@ -135,9 +135,9 @@ def _fitting(text: str, known: Sequence[tuple[str, str]]) -> list[tuple[str, str
     raise unknown("part", text, [n for _, n in known] if not slash else [f"{s}/{n}" for s, n in known])
 
 
-def _looked(parts: Sequence[PartEvidence], lab: Lab) -> None:
+def _looked(parts: Sequence[PartEvidence], lab: LocalLab) -> None:
     """Finds what is stale; takes seconds for every part whose behaviour nobody has looked at since the source changed."""
-    from tessera.lab.evidence import why_stale
+    from tessera.lab.freshness import why_stale
 
     with progress() as bars:
         task = bars.add_task("looking at behaviours", total=len(parts))
@@ -153,11 +153,11 @@ def _looked(parts: Sequence[PartEvidence], lab: Lab) -> None:
 
 
 def _run(parts: Sequence[PartEvidence], broken: Sequence[str], again: bool, jobs: int, threads: int, as_json: bool) -> None:
-    from tessera.lab.lab import Lab, cache_folder
-    from tessera.lab.storage import tidy
+    from tessera.lab.local_lab import LocalLab
+    from tessera.lab.storage import cache_folder, tidy
     from tessera.lab.workers import Task
 
-    lab = Lab(threads=threads)
+    lab = LocalLab(threads=threads)
     if not again:
         _looked(parts, lab)
     tasks = []
@@ -186,7 +186,7 @@ def _run(parts: Sequence[PartEvidence], broken: Sequence[str], again: bool, jobs
     _tell([part.plain(ran[part.key]) for part in parts], broken, as_json)
 
 
-def _here(tasks: Sequence[Any], lab: Lab, begins: Any) -> Iterator[tuple[Any, Entry | str]]:
+def _here(tasks: Sequence[Any], lab: LocalLab, begins: Any) -> Iterator[tuple[Any, Entry | str]]:
     from tessera.lab.claims import claims_of
     from tessera.lab.verify import verify as run
 
@@ -239,11 +239,11 @@ def _telling(tasks: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Any]]:
 
 def _fast(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
     """Exact claims, which write nothing."""
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
     from tessera.lab.verify import run
     from tessera.lab.workers import Task
 
-    lab = Lab(threads=threads)
+    lab = LocalLab(threads=threads)
     chosen = [replace(part, claims=[c for c in part.claims if c.kind == "exact"], entries={}) for part in parts]
     tasks = [Task(part.socket, part.name, claim.id, 2.0) for part in chosen for claim in part.claims]
     with _telling(tasks, 1) as (begins, ended):
@@ -258,10 +258,10 @@ def _fast(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as
 
 
 def _rejudge(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
     from tessera.lab.verify import rejudge
 
-    lab = Lab(threads=threads)
+    lab = LocalLab(threads=threads)
     rows = []
     for part in parts:
         done = [] if part.problem else rejudge(part.socket, part.name, lab)
@@ -291,9 +291,9 @@ def _counts(verdicts: Sequence[str]) -> dict[str, int]:
 def _check(parts: Sequence[PartEvidence], broken: Sequence[str], threads: int, as_json: bool) -> None:
     """Says of every claim whether its evidence is fresh. A claim that nobody has run is named, but nothing that is said to be
     measured is wrong."""
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
 
-    _looked(parts, Lab(threads=threads))
+    _looked(parts, LocalLab(threads=threads))
     rows = []
     for part in parts:
         ran = {i for i, entry in part.entries.items() if entry.verdict != "not run"}
@@ -311,7 +311,7 @@ def _sample(parts: Sequence[PartEvidence], key: str, budget: float, first: Seque
     import tempfile
     from pathlib import Path
 
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
     from tessera.lab.sample import Again, Drawn, again, draw
 
     drawn = draw([(p.socket, p.name) for p in parts if not p.problem], key, budget, first)
@@ -327,7 +327,7 @@ def _sample(parts: Sequence[PartEvidence], key: str, budget: float, first: Seque
                 agrees = "as" if result.agrees else "UNLIKE"
                 note(f"{one.part}: {one.claim.id}: {result.now.verdict}, {agrees} its evidence, {result.now.seconds:.1f} s")
 
-        found = again(drawn, Lab(cache=Path(folder), threads=threads), said)
+        found = again(drawn, LocalLab(cache=Path(folder), threads=threads), said)
     emit({"key": key, "budget": budget, "claims": found}, as_json, lambda _: sampled(found))
     if damaged or not all(result.agrees for result in found):
         raise typer.Exit(1)

@@ -9,57 +9,28 @@ claims files load no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
-from importlib import resources
 from typing import Any, Literal, TypeAlias
 
 from tessera import registry
 from tessera.errors import TesseraError, UserError
 from tessera.lab import claims as claiming
 from tessera.lab import evidence as files
+from tessera.lab import freshness
 from tessera.lab import source as sources
 from tessera.lab.evidence import Entry, Evidence
 from tessera.lab.experiment import Claim
 from tessera.lab.judge import VERDICTS
 from tessera.lab.lab import Lab
 from tessera.lab.source import Source
+from tessera.lab.works import Work, works
 
 Status: TypeAlias = Literal["none", "no claims", "no evidence", "fresh", "stale"]
 """none: no part implements the system; no claims: a part that promises nothing; no evidence: nobody has run its claims; fresh,
 stale: whether the evidence is about the present experiments and behaviour."""
 STATUSES: tuple[Status, ...] = ("fresh", "stale", "no evidence", "no claims", "none")
-_FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An address and what is there: "paper", "code", "project page" ..."""
-
-    label: str
-    url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A published method, or a survey (`system` False).
-
-    n      its number, from 1, used everywhere
-    core   1 to 5: how near it is to the heart of vision-language modelling
-    about  one sentence, or ""
-    """
-
-    n: int
-    name: str
-    title: str
-    kind: str
-    core: int
-    system: bool
-    about: str
-    links: tuple[Link, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,24 +191,6 @@ class Catalog:
         return UserError(f"there is no part or system {word!r}. {said}")
 
 
-@cache
-def works() -> dict[int, Work]:
-    """The published systems by number, as shipped."""
-    text = (resources.files("tessera.lab") / "catalog.json").read_text(encoding="utf-8")
-    return {work.n: work for work in parse(text)}
-
-
-def parse(text: str) -> list[Work]:
-    """Reads the shipped file. Raises `TesseraError` for a damaged one."""
-    try:
-        plain = json.loads(text)
-        if plain["format"] != _FORMAT:
-            raise ValueError(f"format {plain['format']}, not {_FORMAT}")
-        return [Work(**{**row, "links": tuple(Link(**link) for link in row["links"])}) for row in plain["systems"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TesseraError(f"the catalogue that ships with tessera is damaged ({error}); install tessera-vlm anew.") from error
-
-
 def total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Verdict -> how many, over several counts, in the order of `VERDICTS`."""
     found = list(counts)
@@ -282,7 +235,7 @@ def _status(
     if found is None or (claims and not found.ran):
         return ("no evidence" if claims else "no claims"), {}
     if lab is not None:
-        return files.status(socket, name, found, lab)
+        return freshness.status(socket, name, found, lab)
     entries = {entry.id: entry for entry in found.claims}
     reasons = {c.id: why for c in claims if (why := recorded(socket, name, c, entries.get(c.id), found))}
     ran = {entry.id for entry in found.claims if entry.verdict != "not run"}
@@ -292,13 +245,13 @@ def _status(
 def recorded(socket: str, name: str, claim: Claim, entry: Entry | None, found: Evidence) -> list[str]:
     """Why a result is stale as far as files tell: another experiment, a crash, another recorded version of what it depends on.
 
-    As `evidence.why_stale`, which computes the behaviour; weights of models are not looked at here.
+    As `freshness.why_stale`, which computes the behaviour; weights of models are not looked at here.
     """
 
     def version(dependency: str) -> str:
         return str(found.version) if dependency == f"part {socket}/{name}" else _version(dependency)
 
-    return files.reasons(claim, entry, () if entry is None else entry.depends, version)
+    return freshness.reasons(claim, entry, () if entry is None else entry.depends, version)
 
 
 def _version(dependency: str) -> str:

@@ -1,32 +1,25 @@
-"""Evidence files: what a part's claims measured, with which code, the history, and whether the result is still fresh.
+"""Evidence files: what a part's claims measured, with which code, and the history.
 
-    src/tessera/evidence/<socket>/<name>.json       a part's claims
-    src/tessera/evidence/behaviour.json             fingerprints of protocols and of the core, with versions
-
-Evidence is stale, claim by claim, when the experiment is another one, or when something that it was measured with (the part, a
-protocol, the world, the trainer, a reference model) behaves otherwise than it did. See `tessera.lab.behaviour`.
+src/tessera/evidence/<socket>/<name>.json       a part's claims
+src/tessera/evidence/behaviour.json             fingerprints of protocols and of the core, with versions
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from tessera import registry
-from tessera.errors import TesseraError, UserError
-from tessera.io import write_json
-from tessera.lab import behaviour
+from tessera.errors import UserError
 from tessera.lab.behaviour import Numbers
-from tessera.lab.claims import claims_of, part_module
-from tessera.lab.experiment import KINDS, Claim, Condition, Experiment
+from tessera.lab.claims import part_module
+from tessera.lab.experiment import KINDS, Condition
 from tessera.lab.judge import VERDICTS, Estimate
-from tessera.lab.lab import Lab
 
-Status: TypeAlias = Literal["no evidence", "fresh", "stale"]
 FORMAT = 2
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -198,66 +191,14 @@ def _entry(plain: Mapping[str, Any]) -> Entry:
     return Entry(**values)
 
 
-def update(socket: str, name: str, entries: Sequence[Entry], lab: Lab, claims: Sequence[Claim]) -> Path:
-    """Puts results into the part's file, beside those of its other claims, in the order of `claims`; what is no claim any more
-    goes.
-
-    Several processes may do so at the same time.
-    """
-    from tessera.evaluation import provenance
-    from tessera.lab.lab import locked
-
-    path = path_of(socket, name)
-    with locked(lab.cache / f"evidence.{socket}.{name}.lock"):
-        try:
-            before = parse(path) if path.is_file() else None
-        except UserError:
-            before = None
-            path.replace(path.with_suffix(".damaged"))  # its histories may still be read by a person
-        numbers, version = fingerprint(socket, name, lab, before)
-        found = {entry.id: entry for entry in (*(before.claims if before else ()), *entries)}
-        kept = tuple(found[claim.id] for claim in claims if claim.id in found)
-        catalog = registry.get(socket, name).catalog
-        made = Evidence(
-            part=name,
-            socket=socket,
-            catalog=catalog,
-            claims=kept,
-            behaviour=numbers,
-            version=version,
-            versions=provenance.versions(),
-        )
-        write_json(path, made.plain())
-    return path
-
-
-# Freshness
-
-
-def fingerprint(socket: str, name: str, lab: Lab, before: Evidence | None) -> tuple[Numbers, int]:
-    """(the part's present behaviour, its version): one more than in `before` if it changed; the same keeps its numbers."""
-    now = _whole(f"part {socket}/{name}", lab)
-    if before is None or not before.behaviour:
-        return now, 1
-    return (now, before.version + 1) if behaviour.differences(before.behaviour, now) else (before.behaviour, before.version)
-
-
-def _whole(name: str, lab: Lab) -> Numbers:
-    """The present behaviour. Raises `TesseraError` where it cannot be computed: nothing is measured with what cannot be told from
-    something else."""
-    now = behaviour.of(name, lab)
-    if "error" in now:
-        raise TesseraError(f"the behaviour of {name} cannot be computed: {now['error']}")
-    return now
-
-
 def goldens() -> dict[str, dict[str, Any]]:
     """Name of a protocol's or the core's behaviour -> {"version": n, "numbers": {...}}, as shipped, or as the user's own runs
     found it where that is another; {} if there are none."""
-    return {**_goldens(PACKAGE / "evidence"), **_goldens(folder())}
+    return {**goldens_in(PACKAGE / "evidence"), **goldens_in(folder())}
 
 
-def _goldens(where: Path) -> dict[str, dict[str, Any]]:
+def goldens_in(where: Path) -> dict[str, dict[str, Any]]:
+    """As `goldens`, of one folder of evidence."""
     path = where / "behaviour.json"
     if not path.is_file():
         return {}
@@ -266,105 +207,6 @@ def _goldens(where: Path) -> dict[str, dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}); write it anew with `tessera verify --all`.") from error
     return found
-
-
-def record(names: Sequence[str], lab: Lab) -> None:
-    """Brings the recorded behaviours of protocols and core up to date: a changed one gets its next version."""
-    from tessera.lab.lab import locked
-
-    with locked(lab.cache / "behaviour.lock"):
-        known, changed = goldens(), {}
-        for name in names:
-            if name.partition(" ")[0] not in ("protocol", "core"):
-                continue
-            now, before = _whole(name, lab), known.get(name)
-            if before is None or behaviour.differences(before["numbers"], now):
-                changed[name] = {"version": before["version"] + 1 if before else 1, "numbers": now}
-        if changed:
-            write_json(folder() / "behaviour.json", dict(sorted({**_goldens(folder()), **changed}.items())))
-
-
-def version_of(name: str, lab: Lab) -> str:
-    """What `Entry.depends` says of a behaviour: its committed version, "changed" if it behaves otherwise, a model's weights."""
-    kind, _, rest = name.partition(" ")
-    if kind == "model":
-        return lab.weights(rest)
-    if kind == "part":
-        socket, _, part = rest.partition("/")
-        try:
-            found = read(socket, part)
-        except UserError:
-            found = None
-        if found is None or not found.behaviour:  # a part without claims has no file: its numbers stand with the protocols'
-            return _golden_version(name, lab)
-        return "changed" if behaviour.differences(found.behaviour, behaviour.of(name, lab)) else str(found.version)
-    return _golden_version(name, lab)
-
-
-def _golden_version(name: str, lab: Lab) -> str:
-    before = goldens().get(name)
-    if before is None:
-        return "none"
-    return "changed" if behaviour.differences(before["numbers"], behaviour.of(name, lab)) else str(before["version"])
-
-
-def why_stale(socket: str, name: str, claim: Claim, entry: Entry | None, lab: Lab) -> list[str]:
-    """Why a claim has to be run again, in words; empty if its result is fresh."""
-    return reasons(claim, entry, behaviour.depends(socket, name, claim), lambda dependency: version_of(dependency, lab))
-
-
-def reasons(claim: Claim, entry: Entry | None, depends: Iterable[str], version: Callable[[str], str]) -> list[str]:
-    """As `why_stale`; `version` says what a behaviour is now, "" where that is not known."""
-    if entry is None or entry.verdict == "not run":
-        return ["it was never run"]
-    found = [] if claim.digest() == entry.digest else ["the experiment is another one"]
-    secondary = claim.secondary if isinstance(claim, Experiment) else ()
-    measured = entry.primary is not None  # nothing is where a precondition does not hold
-    if measured and [effect.words for effect in secondary] != [e.words for e in entry.secondary]:
-        found.append("its secondary effects are others")
-    if entry.verdict == "crashed":
-        found.append("it crashed")
-    for dependency in depends:
-        was, now = entry.depends.get(dependency), version(dependency)
-        if now not in ("", was):
-            found.append(f"{dependency} behaves otherwise ({was} then, {now} now)")
-    return found
-
-
-def status(socket: str, name: str, found: Evidence | None, lab: Lab) -> tuple[Status, dict[str, list[str]]]:
-    """(fresh or not, claim -> why it is stale)."""
-    if found is None or not found.ran:
-        return "no evidence", {}
-    entries = {entry.id: entry for entry in found.claims}
-    reasons = {c.id: why for c in claims_of(socket, name) if (why := why_stale(socket, name, c, entries.get(c.id), lab))}
-    return ("stale" if reasons.keys() & {e.id for e in found.claims if e.verdict != "not run"} else "fresh"), reasons
-
-
-def formed(claim: Claim, before: Entry | None) -> tuple[Former, ...]:
-    """The history of a claim that is run now: what it was, and the form before this one if the experiment has changed.
-
-    Raises `UserError` if it was changed after its result was seen and `amended` does not say why.
-    """
-    if before is None:
-        return ()
-    past = before.history
-    if claim.kind == "exact" or before.digest == claim.digest() or not before.digest or before.verdict in ("crashed", "not run"):
-        return past
-    if len(claim.amended) <= len(before.amended):
-        raise UserError(
-            f"{claim.id!r} was changed after its result was seen ({before.verdict}): add a sentence that says why to `amended`."
-        )
-    effect = before.primary
-    former = Former(
-        digest=before.digest,
-        verdict=before.verdict,
-        said=f"{before.promise}{'' if effect is None else f' ({effect.words})'}",
-        value=None if effect is None else effect.value - effect.margin,
-        low=None if effect is None else effect.low - effect.margin,
-        high=None if effect is None else effect.high - effect.margin,
-        reason=claim.amended[-1],
-    )
-    return (*past, former)
 
 
 def rounded(value: Any) -> Any:

@@ -5,7 +5,7 @@
             id="keeps_accuracy",
             promise="A quarter of the visual tokens keeps 95 % of the accuracy of all tokens.",
             paper="table 1",
-            protocol=TokenReduction(types=SEEING),
+            protocol=Answering(types=SEEING),
             treatment=Plug("fopru", keep=0.25),
             baseline=Plug("fopru", keep=1.0),
             control=Plug("random", keep=(0.25,), repeats=3),
@@ -23,7 +23,6 @@ the same units, written so that it is positive when the promise is kept; its mar
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -31,10 +30,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from tessera.errors import TesseraError
+from tessera.lab.arms import Arm, Build, Plug, Use, Vary, plain_data
+from tessera.lab.effects import Effect, Paper, beats, below, loses, reaches, reduces, retains, stays_under, worse
 
 if TYPE_CHECKING:
     from tessera.lab.lab import Lab
     from tessera.lab.protocols.base import CostProtocol, Protocol
+
+__all__ = [
+    "KINDS", "LOOKS", "Arm", "Build", "Checked", "Claim", "Condition", "Cost", "Effect", "Exact", "Experiment", "Given", "Kind",
+    "Paper", "Plug", "Use", "Vary", "beats", "below", "loses", "reaches", "reduces", "retains", "stays_under", "worse",
+]  # fmt: skip
+"""All that a claims file is written with, arms and effects included."""
 
 Kind: TypeAlias = Literal["exact", "effect", "cost"]
 KINDS: tuple[Kind, ...] = ("exact", "effect", "cost")
@@ -43,217 +50,6 @@ baseline and a control; cost: a ratio of counted operations, tokens or bytes, wi
 
 LOOKS = 3
 """An experiment looks at its data at most this often; intervals are widened for it (Bonferroni)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Paper:
-    """A number that the paper gives, and where it stands there ("table 1", "section 4.2, figure 3")."""
-
-    value: float
-    where: str
-
-    def __post_init__(self) -> None:
-        if not self.where.strip():
-            raise TesseraError(f"the margin {self.value} needs the place in the paper where it stands.")
-
-
-# Arms
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """What one side of an experiment is given. `repeats`: of an arm that draws random numbers of its own in an experiment without
-    training, over how many of its seeds its outcomes are averaged."""
-
-    def plain(self) -> dict[str, Any]:
-        """The arm as plain data, which its cached outcomes are stored under."""
-        return {"arm": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}}
-
-    @property
-    def label(self) -> str:
-        """A few words for tables and plots."""
-        return type(self).__name__.lower()
-
-    def parts(self) -> tuple[str, ...]:
-        """`socket/name` (or the name alone) of the registered parts that the arm uses: the outcomes depend on what they do."""
-        return ()
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Plug(Arm):
-    """Parts for hosts, plugged into the experiment's model: `Plug("fopru", keep=0.25)`."""
-
-    part: str
-    options: Mapping[str, Any]
-    repeats: int = 1
-
-    def __init__(self, part: str, *, repeats: int = 1, **options: Any) -> None:
-        object.__setattr__(self, "part", part)
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "repeats", repeats)
-
-    @property
-    def label(self) -> str:
-        """`fopru keep=0.25`."""
-        return " ".join([self.part, *(f"{k}={_short(v)}" for k, v in self.options.items())])
-
-    def parts(self) -> tuple[str, ...]:
-        """The plugged part."""
-        return (self.part,)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Use(Arm):
-    """A part of the experiment's socket, by name, with options that the protocol hands to it: `Use("coop", shots=16)`."""
-
-    part: str
-    options: Mapping[str, Any]
-
-    def __init__(self, part: str, **options: Any) -> None:
-        object.__setattr__(self, "part", part)
-        object.__setattr__(self, "options", options)
-
-    @property
-    def label(self) -> str:
-        """`coop shots=16`."""
-        return " ".join([self.part, *(f"{k}={_short(v)}" for k, v in self.options.items())])
-
-    def parts(self) -> tuple[str, ...]:
-        """The used part."""
-        return (self.part,)
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Build(Arm):
-    """A composed model with these parts in place of the protocol's own: `Build(connector={"kind": "qformer", "queries": 16})`.
-
-    name: what the arm is called; settings: of the protocol, for this arm alone (such as `question="shuffled"`)."""
-
-    name: str
-    sockets: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    def __init__(self, name: str, settings: Mapping[str, Any] | None = None, **sockets: Any) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "sockets", sockets)
-        object.__setattr__(self, "settings", dict(settings or {}))
-
-    @property
-    def label(self) -> str:
-        """The arm's name."""
-        return self.name
-
-    def parts(self) -> tuple[str, ...]:
-        """Every part that is named under "kind"."""
-        return tuple(dict.fromkeys(_kinds(self.sockets)))
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Vary(Arm):
-    """The protocol's own way with some of its arm settings changed: `Vary("shuffled labels", labels="shuffled")`.
-
-    uses: names of registered parts that the arm runs."""
-
-    name: str
-    uses: tuple[str, ...]
-    settings: Mapping[str, Any]
-
-    def __init__(self, name: str, *, uses: tuple[str, ...] = (), **settings: Any) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "uses", uses)
-        object.__setattr__(self, "settings", settings)
-
-    @property
-    def label(self) -> str:
-        """The arm's name."""
-        return self.name
-
-    def parts(self) -> tuple[str, ...]:
-        """What it uses, and every part that is named under "kind"."""
-        return tuple(dict.fromkeys([*self.uses, *_kinds(self.settings)]))
-
-
-# Effects
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """A weighted sum of arms' means that is above `margin` when the promise is kept.
-
-    terms  (arm, metric or "" for the experiment's, weight); words: the promise as a sentence about the arms; a weight other than
-           1 and -1 is a number of the paper, and the margin says where it stands. Raises `TesseraError` otherwise.
-    """
-
-    terms: tuple[tuple[str, str, float], ...]
-    words: str
-    margin: Paper | None = None
-
-    def __post_init__(self) -> None:
-        if self.margin is None and any(abs(weight) != 1 for _, _, weight in self.terms):
-            raise TesseraError(
-                f"{self.words!r}: weights are 1 or -1, or numbers of the paper, of which the margin says the place."
-            )
-
-    @property
-    def threshold(self) -> float:
-        """The margin's value, zero without one."""
-        return 0.0 if self.margin is None else self.margin.value
-
-    def arms(self) -> set[str]:
-        """Names of the arms that it compares."""
-        return {arm for arm, _, _ in self.terms}
-
-
-def beats(arm: str, by: Paper | None = None, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean is higher than the arm's, by more than the paper's number if one is given."""
-    words = f"{of} is above {arm}" + (f" by more than {by.value:g}" if by else "")
-    return Effect(((of, metric, 1.0), (arm, metric, -1.0)), _named(words, metric), by)
-
-
-def below(arm: str, by: Paper | None = None, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean is lower than the arm's, for metrics of which less is better."""
-    words = f"{of} is below {arm}" + (f" by more than {by.value:g}" if by else "")
-    return Effect(((of, metric, -1.0), (arm, metric, 1.0)), _named(words, metric), by)
-
-
-def retains(arm: str, share: Paper, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment keeps at least the paper's share of the arm's mean."""
-    words = f"{of} keeps {share.value:.4g} of {arm}"
-    margin = Paper(0.0, share.where)
-    return Effect(((of, metric, 1.0), (arm, metric, -share.value)), _named(words, metric), margin)
-
-
-def reduces(arm: str, to: Paper, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean is at most the paper's share of the arm's, for metrics of which less is better."""
-    words = f"{of} is at most {to.value:.4g} of {arm}"
-    return Effect(((of, metric, -1.0), (arm, metric, to.value)), _named(words, metric), Paper(0.0, to.where))
-
-
-def loses(arm: str, at_most: Paper, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean is at most the paper's number below the arm's."""
-    words = f"{of} is at most {at_most.value:g} below {arm}"
-    margin = Paper(-at_most.value, at_most.where)
-    return Effect(((of, metric, 1.0), (arm, metric, -1.0)), _named(words, metric), margin)
-
-
-def reaches(at_least: Paper, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean itself is above the paper's number."""
-    return Effect(((of, metric, 1.0),), _named(f"{of} is above {at_least.value:g}", metric), at_least)
-
-
-def stays_under(at_most: Paper, *, metric: str = "", of: str = "treatment") -> Effect:
-    """The treatment's mean itself is below the paper's number."""
-    margin = Paper(-at_most.value, at_most.where)
-    return Effect(((of, metric, -1.0),), _named(f"{of} is below {at_most.value:g}", metric), margin)
-
-
-def worse(arm: str, *, than: str = "treatment", metric: str = "") -> Effect:
-    """The arm's mean is lower than another's: what a control has to show."""
-    return Effect(((than, metric, 1.0), (arm, metric, -1.0)), _named(f"{arm} is below {than}", metric))
-
-
-def _named(words: str, metric: str) -> str:
-    return f"{words} ({metric})" if metric else words
 
 
 # Preconditions
@@ -354,7 +150,7 @@ class Experiment:
             role: [(effect.terms, effect.threshold) for effect in found]
             for role, found in (("primary", (self.primary,)), ("valid_if", self.valid_if))
         }
-        given = [{"given": type(g).__name__, **_plain(g)} for g in self.given]
+        given = [{"given": type(g).__name__, **plain_data(g)} for g in self.given]
         return _digest([self.protocol.plain(), seen, effects, given, self.metric, self.sizes()])
 
 
@@ -421,35 +217,4 @@ Claim: TypeAlias = Experiment | Exact | Cost
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    """Plain data of settings. Raises `TesseraError` for what cannot be written down, such as a function."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(_plain(v) for v in value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise TesseraError(f"an experiment holds plain data; {value!r} is none.")
-
-
-def _kinds(value: Any) -> list[str]:
-    """Every text that stands under a key "kind"."""
-    if isinstance(value, Mapping):
-        own = [value["kind"]] if isinstance(value.get("kind"), str) else []
-        return own + [kind for inner in value.values() for kind in _kinds(inner)]
-    if isinstance(value, (list, tuple)):
-        return [kind for inner in value for kind in _kinds(inner)]
-    return []
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_short, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return hashlib.sha256(json.dumps(plain_data(value), sort_keys=True).encode()).hexdigest()[:12]

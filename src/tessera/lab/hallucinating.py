@@ -146,7 +146,7 @@ class TextRows:
     """Questions of choices of the training split without their pictures, half of which need none; (step) -> 16 rows."""
 
     def __init__(self) -> None:
-        from tessera.lab.protocols.planted import MIXED, choices, planted
+        from tessera.lab.choices import MIXED, choices, planted
 
         visual = choices({**MIXED, "split": "train"}, 0, 540)
         train_items = [*visual, *(item for turn in range(6) for item in planted(visual, f"train {turn}"))]

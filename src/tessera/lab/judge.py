@@ -12,8 +12,7 @@ invalid          the control did not fail, or this much data does not show that 
 not applicable   a precondition does not hold
 crashed          it did not run to its end
 
-Shapes: U units, R resamples. An outcome of a metric is (totals [U], counts [U]); its mean is the sum of totals over that of
-counts.
+Shapes: U units, R resamples. Outcomes are (totals [U], counts [U]) of a metric: see `tessera.lab.outcomes`.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Condition, Effect, Experiment
+from tessera.lab.outcomes import Column, Outcomes, Unit
 
-Unit: TypeAlias = Literal["image", "seed"]
 Verdict: TypeAlias = Literal[
     "supported", "contradicted", "inconclusive", "invalid", "not applicable", "holds", "fails", "crashed", "not run"
 ]
@@ -44,59 +42,6 @@ EXACT = 1e-9
 """What a sum of equal numbers may be off by: an effect this small is none."""
 POWER = 0.9
 """Chance with which the smallest detectable effect is found."""
-
-Numbers: TypeAlias = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What was measured of one arm: metric -> (totals [U], counts [U]), in the same order of units for all arms."""
-
-    metrics: Mapping[str, tuple[Numbers, Numbers]]
-
-    def mean(self, metric: str) -> float:
-        """Sum of the totals over that of the counts; 0 where nothing was counted."""
-        totals, counts = self.of(metric)
-        return float(totals.sum() / counts.sum()) if counts.sum() else 0.0
-
-    def of(self, metric: str) -> tuple[Numbers, Numbers]:
-        """(totals, counts). Raises `TesseraError` for a metric that was not measured."""
-        if metric not in self.metrics:
-            raise TesseraError(f"no arm was measured by {metric!r}, but by {', '.join(self.metrics)}.")
-        return self.metrics[metric]
-
-    def __add__(self, more: Outcomes) -> Outcomes:
-        """The units of both, one after the other."""
-        if self.metrics.keys() != more.metrics.keys():
-            raise TesseraError(f"looks measured different things: {list(self.metrics)} and {list(more.metrics)}.")
-        joined = {
-            name: (np.concatenate([a[0], more.metrics[name][0]]), np.concatenate([a[1], more.metrics[name][1]]))
-            for name, a in self.metrics.items()
-        }
-        return Outcomes(joined)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return {name: [np.round(t, 9).tolist(), np.round(c, 9).tolist()] for name, (t, c) in self.metrics.items()}
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any]) -> Outcomes:
-        """From `plain`."""
-        return cls({k: (np.asarray(t, dtype=np.float64), np.asarray(c, dtype=np.float64)) for k, (t, c) in value.items()})
-
-
-def per_seed(values: Mapping[str, Sequence[float]]) -> Outcomes:
-    """Outcomes of trained arms: metric -> one number per seed."""
-    return Outcomes({k: (np.asarray(v, dtype=np.float64), np.ones(len(v))) for k, v in values.items()})
-
-
-def averaged(repeats: Sequence[Outcomes]) -> Outcomes:
-    """The same units measured several times, averaged unit by unit: a control over its own random seeds."""
-
-    def mean(metric: str, side: int) -> Numbers:
-        return np.asarray(np.mean([outcomes.of(metric)[side] for outcomes in repeats], axis=0))
-
-    return Outcomes({metric: (mean(metric, 0), mean(metric, 1)) for metric in repeats[0].metrics})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +105,7 @@ def estimate(effect: Effect, arms: Mapping[str, Outcomes], metric: str, unit: Un
     )
 
 
-def _of_seeds(sides: Sequence[tuple[float, Numbers, Numbers]], level: float) -> tuple[float, float, float, float]:
+def _of_seeds(sides: Sequence[tuple[float, Column, Column]], level: float) -> tuple[float, float, float, float]:
     """Student's t over per-seed values."""
     from scipy import stats
 
@@ -174,7 +119,7 @@ def _of_seeds(sides: Sequence[tuple[float, Numbers, Numbers]], level: float) -> 
     return float(each.mean()), float(low), float(high), float(needed)
 
 
-def _of_images(sides: Sequence[tuple[float, Numbers, Numbers]], level: float) -> tuple[float, float, float, float]:
+def _of_images(sides: Sequence[tuple[float, Column, Column]], level: float) -> tuple[float, float, float, float]:
     """Percentile bootstrap over images, the same images for all arms."""
     from scipy import stats
 

@@ -13,7 +13,7 @@ from tessera.lab.evidence import Entry
 from tessera.lab.experiment import Claim, Experiment
 
 if TYPE_CHECKING:
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def draw(parts: Iterable[tuple[str, str]], key: str, budget: float, first: Seque
     return chosen
 
 
-def again(chosen: Sequence[Drawn], lab: Lab, on_claim: Callable[[Drawn, Again | None], None] | None = None) -> list[Again]:
+def again(chosen: Sequence[Drawn], lab: LocalLab, on_claim: Callable[[Drawn, Again | None], None] | None = None) -> list[Again]:
     """Measures the claims; `on_claim` is called before and after each. Nothing is written."""
     from tessera.lab.verify import run
 

@@ -1,4 +1,4 @@
-"""Limits the size of the lab's cache folder.
+"""The lab's cache folder: where it is, what lies in it, and how it is kept small.
 
     <hash>.json, <hash>/          outcomes of arms, derived models (`Lab.kept`, `Lab.folder`)
     outcomes/<claim>.json         what `tessera verify --rejudge` judges again
@@ -12,9 +12,15 @@ last day, which another process may be at.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LIMIT = 8 << 30
 """Bytes that stay when nothing is young."""
@@ -25,8 +31,38 @@ _SHELVES = ("behaviours", "outcomes", "compare")
 """Folders that hold entries, and are none themselves."""
 
 
+def cache_folder() -> Path:
+    """Where results are kept: the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tessera" / "lab"
+
+
+def place(folder: Path, key: Any) -> Path:
+    """Where in a cache folder something of plain data `key` is kept, as a folder or, with a suffix, as a file."""
+    return folder / hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def read(path: Path, fields: Iterable[str]) -> dict[str, Any] | None:
+    """A kept JSON object; None where there is none, it cannot be read, or it lacks a field."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and set(fields) <= found.keys() else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, for which other processes wait; it ends with the process whatever happens."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def tidy(folder: Path, limit: int = LIMIT, young: float = YOUNG) -> int:
-    """Tidies a `lab.cache_folder()`; gives the bytes that it freed. A folder that is not there, or a file that somebody else
+    """Tidies a `cache_folder()`; gives the bytes that it freed. A folder that is not there, or a file that somebody else
     removes at the same time, is no error."""
     if not folder.is_dir():
         return 0

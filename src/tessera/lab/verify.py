@@ -6,7 +6,6 @@ its part's evidence at once. `rejudge` judges kept outcomes again, without measu
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,22 @@ from typing import Any
 from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.io import write_json
-from tessera.lab import behaviour, judge
 from tessera.lab import evidence as files
+from tessera.lab import freshness, judge, recording, storage
 from tessera.lab.claims import claims_of
 from tessera.lab.evidence import Entry, Shown, rounded
 from tessera.lab.experiment import Claim, Cost, Exact, Experiment
-from tessera.lab.judge import Judged, Outcomes
-from tessera.lab.lab import Lab
+from tessera.lab.judge import Judged
+from tessera.lab.local_lab import LocalLab
+from tessera.lab.outcomes import Outcomes
 
+OUTCOMES = ("looks", "arms")
+"""What a file of kept outcomes holds."""
 OnClaim = Callable[[Claim, Entry | None], None]
 """Called with None when a claim begins, and with its entry when it has ended."""
 
 
-def verify(socket: str, name: str, claims: Sequence[Claim], lab: Lab, on_claim: OnClaim | None = None) -> list[Entry]:
+def verify(socket: str, name: str, claims: Sequence[Claim], lab: LocalLab, on_claim: OnClaim | None = None) -> list[Entry]:
     """Runs claims of a part and writes each result into the part's evidence. A claim that raises has crashed; the others still
     run."""
     every = claims_of(socket, name)
@@ -37,17 +39,17 @@ def verify(socket: str, name: str, claims: Sequence[Claim], lab: Lab, on_claim: 
     for claim in claims:
         if on_claim is not None:
             on_claim(claim, None)
-        names = behaviour.depends(socket, name, claim)
+        names = freshness.depends(socket, name, claim)
         before = _before(socket, name, claim)
-        history = files.formed(claim, before)
-        files.record(names, lab)
+        history = recording.formed(claim, before)
+        recording.record(names, lab)
         entry = replace(run(socket, name, claim, lab), history=history)
-        files.update(socket, name, [entry], lab, every)
+        recording.update(socket, name, [entry], lab, every)
         # the part's version is known once its own file is written
-        entry = replace(entry, depends={n: files.version_of(n, lab) for n in names})
+        entry = replace(entry, depends={n: freshness.version_of(n, lab) for n in names})
         if isinstance(claim, Experiment):
             _stamp(_outcomes_path(socket, name, claim, lab), entry.depends)
-        files.update(socket, name, [entry], lab, every)
+        recording.update(socket, name, [entry], lab, every)
         entries.append(entry)
         if on_claim is not None:
             on_claim(claim, entry)
@@ -62,7 +64,7 @@ def _before(socket: str, name: str, claim: Claim) -> Entry | None:
     return next((entry for entry in (found.claims if found else ()) if entry.id == claim.id), None)
 
 
-def run(socket: str, name: str, claim: Claim, lab: Lab) -> Entry:
+def run(socket: str, name: str, claim: Claim, lab: LocalLab) -> Entry:
     """One claim's result; a crash is one too. `seconds` is what it costs where nothing is kept on disk yet."""
     begin, saved = time.perf_counter(), lab.saved
     try:
@@ -95,18 +97,18 @@ def entry_of(claim: Claim, verdict: str, **more: Any) -> Entry:
     return Entry(**{**values, **more})
 
 
-def _exact(claim: Exact, lab: Lab) -> Entry:
+def _exact(claim: Exact, lab: LocalLab) -> Entry:
     found = claim.run(lab)
     verdict = "holds" if found.checks and all(found.checks.values()) else "fails" if found.checks else "not applicable"
     note = " ".join(text for text in (claim.note, found.note) if text)
     return entry_of(claim, verdict, checks=dict(found.checks), measured=rounded(found.measured), shape=found.shape, note=note)
 
 
-def _other(socket: str, name: str, claim: Experiment | Cost, lab: Lab) -> Entry:
+def _other(socket: str, name: str, claim: Experiment | Cost, lab: LocalLab) -> Entry:
     return _cost(claim, lab) if isinstance(claim, Cost) else _effect(socket, name, claim, lab)
 
 
-def _cost(claim: Cost, lab: Lab) -> Entry:
+def _cost(claim: Cost, lab: LocalLab) -> Entry:
     found = claim.protocol.measure(lab, claim.treatment, claim.baseline)
     checks = {f"{m} is at least {p.value:g} ({p.where})": found.counted[m] >= p.value for m, p in claim.at_least.items()}
     checks |= {f"{m} is at most {p.value:g} ({p.where})": found.counted[m] <= p.value for m, p in claim.at_most.items()}
@@ -116,11 +118,11 @@ def _cost(claim: Cost, lab: Lab) -> Entry:
     return entry_of(claim, verdict, checks=checks, measured=rounded(found.counted), timed=rounded(found.timed), shape=shape)
 
 
-def _effect(socket: str, name: str, claim: Experiment, lab: Lab) -> Entry:
+def _effect(socket: str, name: str, claim: Experiment, lab: LocalLab) -> Entry:
     conditions = [given.measure(lab) for given in claim.given]
 
     def measure(arm: str, look: int, first: int, count: int) -> Outcomes:
-        return lab.outcomes(claim.protocol, claim.arms()[arm], look, first, count)
+        return claim.protocol.outcomes(lab, claim.arms()[arm], look, first, count)
 
     judged, arms = judge.run(claim, measure, conditions)
     if arms:
@@ -148,26 +150,17 @@ def judged_entry(claim: Experiment, judged: Judged) -> Entry:
     )
 
 
-def _outcomes_path(socket: str, name: str, claim: Experiment, lab: Lab) -> Path:
+def _outcomes_path(socket: str, name: str, claim: Experiment, lab: LocalLab) -> Path:
     return lab.cache / "outcomes" / f"{socket}.{name}.{claim.id}.{claim.digest()}.json"
 
 
 def _stamp(path: Path, depends: Mapping[str, str]) -> None:
     """Notes with kept outcomes what they were measured with."""
-    if (stored := _stored(path)) is not None:
+    if (stored := storage.read(path, OUTCOMES)) is not None:
         write_json(path, {**stored, "depends": dict(depends)})
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
-    """Kept outcomes; None where there are none, or they cannot be read."""
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"looks", "arms"} <= found.keys() else None
-
-
-def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
+def rejudge(socket: str, name: str, lab: LocalLab) -> list[Entry]:
     """Judges the kept outcomes of a part's experiments again and writes the verdicts. Experiments stay as they are whose outcomes
     are not kept, or were measured with something else than the evidence says."""
     found = files.read(socket, name)
@@ -177,7 +170,7 @@ def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
     for claim in every:
         if not isinstance(claim, Experiment) or claim.id not in before or before[claim.id].digest != claim.digest():
             continue
-        stored, old = _stored(_outcomes_path(socket, name, claim, lab)), before[claim.id]
+        stored, old = storage.read(_outcomes_path(socket, name, claim, lab), OUTCOMES), before[claim.id]
         if stored is None or stored.get("depends") != dict(old.depends):
             continue
         arms = {arm: Outcomes.parse(value) for arm, value in stored["arms"].items()}
@@ -186,5 +179,5 @@ def rejudge(socket: str, name: str, lab: Lab) -> list[Entry]:
         keeps = {n: getattr(old, n) for n in ("history", "depends", "seconds", "machine")}
         entries.append(replace(new, **keeps))
     if entries:
-        files.update(socket, name, entries, lab, every)
+        recording.update(socket, name, entries, lab, every)
     return entries

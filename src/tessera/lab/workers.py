@@ -97,10 +97,10 @@ def _work(pipe: Connection, threads: int) -> None:
     """Runs what comes through the pipe until it is closed. An interrupt is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from tessera.lab.claims import claims_of
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
     from tessera.lab.verify import verify
 
-    lab = Lab(threads=threads)
+    lab = LocalLab(threads=threads)
     while True:
         try:
             task = pipe.recv()

@@ -26,18 +26,18 @@ LONGEST = 900
 
 def compute(kept: Path, names: list[str], keep: bool, first: bool) -> list[str]:
     """See above."""
-    from tessera.lab import behaviour
-    from tessera.lab.lab import Lab
+    from tessera.lab.behaviour import differences
+    from tessera.lab.local_lab import LocalLab
 
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(cache=Path(folder), threads=1)
+        lab = LocalLab(cache=Path(folder), threads=1)
         for name in names:
-            now = behaviour.of(name, lab)
+            now = lab.behaviour(name)
             if keep:
                 known[name] = now
-            if "error" in now if keep else behaviour.differences(known[name], now):
+            if "error" in now if keep else differences(known[name], now):
                 found.append(name)
                 if first:
                     break

@@ -128,7 +128,7 @@ def others(edit: Edit) -> list[str]:
 def every() -> list[str]:
     """All fingerprints of the core and of parts."""
     from tessera import registry
-    from tessera.lab.core_behaviour import CORE
+    from tessera.lab.fingerprints.core import CORE
 
     return [f"core {name}" for name in CORE] + [f"part {s}/{n}" for s in registry.SOCKETS for n in registry.names(s)]
 

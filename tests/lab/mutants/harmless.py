@@ -22,7 +22,7 @@ NOTES = [
     ),
     Edit(
         "comment in the lab",
-        "lab/lab.py",
+        "lab/local_lab.py",
         "from __future__ import annotations\n",
         "from __future__ import annotations\n\n# what is measured with\n",
     ),

@@ -28,6 +28,6 @@ def behaviour() -> Numbers:
                     lines.append(type(error).__name__)
                 else:
                     lines.append(f"{said}|{rationale(trace)}")
-    from tessera.lab.things import digest
+    from tessera.lab.behaviour import digest
 
     return {"count": [float(len(lines))], "programs": digest(lines), "first": str(lines[:6])}

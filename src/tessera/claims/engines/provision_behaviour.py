@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tessera.lab.behaviour import Numbers
-from tessera.lab.things import digest
+from tessera.lab.behaviour import Numbers, digest
 
 
 def behaviour() -> Numbers:

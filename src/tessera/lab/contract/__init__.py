@@ -19,32 +19,18 @@ UNSUPPORTED  check -> reason, for what the part does not do; the check is then s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tessera import registry
 from tessera.errors import UserError, unknown
+from tessera.lab.contract.rules import CHECKS, Unsupported
 
 if TYPE_CHECKING:
     from tessera.lab.contract.fixture import Fixture
 
-CHECKS: Mapping[str, str] = {
-    "imports": "the part's file can be imported and registers the part",
-    "page": "the docstring has shapes and, of a published method, its paper, year, address and deviations",
-    "options": "unknown options and wrong types are refused, with the field and the nearest name",
-    "claims": "a published method carries an exact claim",
-    "builds": "it is built at tiny size and runs",
-    "count": "the declared number of tokens is the real one",
-    "gradients": "gradients reach every trainable parameter and no frozen one",
-    "batch": "a batch of two equals two singles, to 1e-5",
-    "padding": "the side on which rows are padded changes nothing, to 1e-5",
-    "saving": "what was saved and loaded gives the same bits",
-    "identity": "set to do nothing, it changes no bit",
-    "undone": "taken out, or done, it has left nothing behind",
-    "bf16": "it runs under bfloat16 autocast, and what comes out is finite",
-    "meta": "it is built on the meta device, where no number is known",
-}
+__all__ = ["CHECKS", "Unsupported", "checks", "chosen", "contract_tests", "fixture_of", "outcomes", "run"]
 
 
 @lru_cache(maxsize=1)
@@ -82,10 +68,6 @@ def run(socket: str, name: str, check: str) -> None:
     fixture = fixture_of(socket, name)
     if check != "imports":
         fixture.run(check)
-
-
-class Unsupported(Exception):
-    """The part says that it does not do this; the message is its reason."""
 
 
 def contract_tests(*names: str) -> Callable[..., None]:

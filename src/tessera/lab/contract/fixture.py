@@ -16,7 +16,7 @@ from tessera.config import build, field_types
 from tessera.errors import UserError
 from tessera.hosts.zoo import fill
 from tessera.lab.claims import claims_of, part_module
-from tessera.lab.contract import CHECKS, Unsupported
+from tessera.lab.contract.rules import CHECKS, Unsupported
 
 TOLERANCE = 1e-5
 """Greatest difference, as a share of the greatest magnitude."""

@@ -35,7 +35,7 @@ class SaysYes(Given):
         from tessera.lab.protocols.answering import Answering
 
         protocol = Answering(model=self.model, types=("existence",), seed=SEED)
-        outcomes = {"model": lab.outcomes(protocol, Vary("plain"), 0, 0, self.questions)}
+        outcomes = {"model": protocol.outcomes(lab, Vary("plain"), 0, 0, self.questions)}
         found = estimate(Effect((("model", "yes rate", 1.0),), self.words), outcomes, "yes rate", "image", 0.95)
         return Condition(words=self.words, value=found.value, low=found.low, high=found.high, needed=0.5, holds=found.low > 0.5)
 
@@ -62,7 +62,7 @@ class Invents(Given):
         from tessera.lab.protocols.captions import Captions
 
         outcomes = {
-            name: lab.outcomes(Captions(model=model, seed=SEED), Vary("plain"), 0, 0, self.scenes)
+            name: Captions(model=model, seed=SEED).outcomes(lab, Vary("plain"), 0, 0, self.scenes)
             for name, model in (("model", self.model), ("than", self.than))
         }
         effect = Effect((("model", "hallucinated", 1.0), ("than", "hallucinated", -1.0)), self.words)

@@ -39,7 +39,8 @@ class StillBackground(Given):
         import numpy as np
 
         from tessera.data.dense import to_pixels
-        from tessera.lab.judge import Outcomes, estimate
+        from tessera.lab.judge import estimate
+        from tessera.lab.outcomes import Outcomes
         from tessera.world import World, WorldConfig
 
         model, _ = lab.reference(self.model)
@@ -80,7 +81,7 @@ class CutThingsAreMissed(Given):
         from tessera.lab.judge import estimate
         from tessera.lab.protocols.views import Views
 
-        outcomes = lab.outcomes(Views(), Vary("views", uses=("mini_monkey",), layers=self.layers), 0, SEED * 1_000, self.scenes)
+        outcomes = Views().outcomes(lab, Vary("views", uses=("mini_monkey",), layers=self.layers), 0, SEED * 1_000, self.scenes)
         effect = Effect((("views", "other things", 1.0), ("views", "cut things", -1.0)), self.words)
         found = estimate(effect, {"views": outcomes}, "cut things", "image", 0.95)
         return Condition(words=self.words, value=found.value, low=found.low, high=found.high, needed=0.0, holds=found.low > 0)

@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from tessera import registry
-from tessera.lab.catalog import STATUSES, Built, Catalog, System, Work, total
+from tessera.lab.catalog import STATUSES, Built, Catalog, System, total
 from tessera.lab.judge import VERDICTS
 from tessera.lab.pages import layout
 from tessera.lab.pages.markdown import inline
 from tessera.lab.pages.text import words
+from tessera.lab.works import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,10 @@ from urllib.parse import quote
 import tessera
 from tessera.evaluation import pages
 from tessera.lab import evidence
-from tessera.lab.catalog import Built, System, Work, total
+from tessera.lab.catalog import Built, System, total
 from tessera.lab.judge import VERDICTS
 from tessera.lab.pages import markdown, text
+from tessera.lab.works import Work
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tessera.errors import UserError
 from tessera.io import atomic_folder, disk_error, write_text
-from tessera.lab.catalog import Built, Catalog, Work
+from tessera.lab.catalog import Built, Catalog
 from tessera.lab.pages import index, layout, system
+from tessera.lab.works import Work
 
 
 def write(catalog: Catalog, folder: Path) -> Path:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tessera.lab.catalog import Built, Work
+from tessera.lab.catalog import Built
 from tessera.lab.evidence import Evidence
 from tessera.lab.pages import layout, text
 from tessera.lab.pages.claim import ClaimView, view
 from tessera.lab.pages.markdown import inline, prose
 from tessera.lab.source import Option
+from tessera.lab.works import Work
 
 Neighbour = tuple[str, str]
 """(file, name)."""

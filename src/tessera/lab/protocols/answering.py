@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Plug, Vary
-from tessera.lab.judge import Outcomes, averaged
+from tessera.lab.outcomes import Outcomes, averaged
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.evaluation.items import Item
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 SEEING = ("existence", "count", "relation", "position", "size", "attribute", "category", "at")
 """Question types about single scenes that need the picture."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Build, Use
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +126,10 @@ class TowerDropping(Protocol):
         """One trained tower for each seed, kept for the other arms."""
         import torch
 
-        from tessera.lab import behaviour
-
         assert isinstance(arm, Use)
         found = []
         for seed in range(first, first + count):
-            known = [behaviour.of(name, lab) for name in (f"protocol {self.name}", "core world")]
+            known = [lab.behaviour(name) for name in (f"protocol {self.name}", "core world")]
             tower, head = self.trained(seed, lab.folder("tower", self.plain(), seed, torch.__version__, known))
             found.append(self.accuracy(tower, head, arm, seed))
         return per_seed({"accuracy": found})

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
 from tessera.errors import TesseraError
-from tessera.lab.experiment import Arm, Vary, _kinds, _plain
+from tessera.lab.arms import Arm, Vary, kinds_named, plain_data
+from tessera.lab.outcomes import Outcomes, Unit
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Outcomes, Unit
     from tessera.lab.lab import Lab
 
 
@@ -51,11 +51,11 @@ class _Settings:
     def plain(self) -> dict[str, Any]:
         """Name, version and settings as plain data."""
         name, version = getattr(self, "name", ""), getattr(self, "version", 0)
-        return {"protocol": name, "version": version, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        return {"protocol": name, "version": version, **{f.name: plain_data(getattr(self, f.name)) for f in fields(self)}}
 
     def named_parts(self) -> tuple[str, ...]:
         """Names of the parts that its settings name, which every arm runs through."""
-        return tuple(dict.fromkeys(_kinds(self.plain())))
+        return tuple(dict.fromkeys(kinds_named(self.plain())))
 
     def models(self) -> tuple[str, ...]:
         """Reference models whose weights the outcomes depend on."""
@@ -67,14 +67,10 @@ class _Settings:
 
     def depends(self, *arms: Arm) -> list[str]:
         """Names of the behaviours (`tessera.lab.behaviour`) that outcomes of these arms depend on."""
-        from tessera.lab.derived import DERIVED, LEARNED
-
-        models, core = self.models(), self.core()
-        if any(model in DERIVED for model in models):
-            core = (*core, *LEARNED)
         parts = parts_named([*(name for arm in arms for name in arm.parts()), *self.named_parts()])
-        found = [f"protocol {getattr(self, 'name', '')}", *(f"core {n}" for n in core), *(f"model {n}" for n in models)]
-        return list(dict.fromkeys([*found, *(f"part {key}" for key in parts)]))
+        found = [f"protocol {getattr(self, 'name', '')}", *(f"core {n}" for n in self.core())]
+        found += [*(f"model {n}" for n in self.models()), *(f"part {key}" for key in parts)]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +98,15 @@ class Protocol(_Settings):
         All arms get the same units: the same questions, or the same seeds, starting weights and order of data.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how an arm is measured")
+
+    def outcomes(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
+        """As `measure`, kept on disk: measured again only where something behaves otherwise."""
+        key = [self.plain(), arm.plain(), look, first, count]
+
+        def make() -> dict[str, Any]:
+            return self.measure(lab, arm, look, first, count).plain()
+
+        return Outcomes.parse(lab.kept(key, self.depends(arm), make))
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 TILE, SIDE = 112, 14
 """Pixels and patches of a view's side; a picture is 2 x 2 tiles and a thumbnail."""

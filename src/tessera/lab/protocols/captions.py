@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.lab.experiment import Arm, Plug, Vary
-from tessera.lab.judge import Outcomes, averaged
+from tessera.lab.outcomes import Outcomes, averaged
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.evaluation.items import Item
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 SCENES: Mapping[str, Any] = {"kinds": {"scene": 1.0}, "things": (2, 6)}
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera.errors import TesseraError
 from tessera.lab.captioned import caption, different, scenes
 from tessera.lab.experiment import Arm, Use
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
     from tessera.models.contrast import Embedded
     from tessera.world.dataset import Sample
 
@@ -112,10 +112,8 @@ class Contrastive(Protocol):
         return per_seed({metric: [row[metric] for row in rows] for metric in rows[0]})
 
     def _kept(self, lab: Lab, part: Mapping[str, Any], shuffled: bool, seed: int) -> dict[str, dict[str, float]]:
-        from tessera.lab import behaviour
-
         encoder = lab.reference(self.tower)[0].encoder
-        known = [behaviour.of(f"protocol {self.name}", lab), behaviour.of("core world", lab), lab.weights(self.tower)]
+        known = [lab.behaviour(f"protocol {self.name}"), lab.behaviour("core world"), lab.weights(self.tower)]
         return self.row(self.scenes(encoder, seed, lab.folder("contrastive", self.plain(), seed, known)), part, shuffled, seed)
 
     def scenes(self, encoder: Any, seed: int, folder: Any = None) -> TowerScenes:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 WAYS = ("routed", "all experts", "no expert", "random routing", "object expert alone", "reading expert alone")
 

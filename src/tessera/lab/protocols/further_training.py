@@ -12,15 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
+from tessera.lab.arms import plain_data
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
     from tessera.lab.further import FineTuning, FineTuningPool
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 SCENES: Mapping[str, Any] = {"kinds": {"scene": 1.0}, "things": (1, 5)}
 TESTS = ("types", "world", "pictures", "most", "image", "plug")
@@ -94,8 +95,6 @@ class FurtherTraining(Protocol):
 
 def split(protocol: FurtherTraining, arm: Vary) -> tuple[str, dict[str, Any]]:
     """(the arm's test, what of it shapes the training, as plain data). Raises `TesseraError` for unknown settings."""
-    from tessera.lab.experiment import _plain
-
     if not protocol.tests:
         raise TesseraError("further_training wants at least one test.")
     for name, options in protocol.tests.items():
@@ -108,7 +107,7 @@ def split(protocol: FurtherTraining, arm: Vary) -> tuple[str, dict[str, Any]]:
     if wrong := settings.keys() - set(TRAINING_SETTINGS):
         known = ", ".join((*TRAINING_SETTINGS, "test"))
         raise TesseraError(f"arm {arm.name!r}: further_training knows {known}, not {', '.join(sorted(wrong))}.")
-    return test, _plain({"steps": protocol.steps, **settings})
+    return test, plain_data({"steps": protocol.steps, **settings})
 
 
 def tested(protocol: FurtherTraining) -> tuple[str, ...]:

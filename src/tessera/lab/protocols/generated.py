@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera import registry
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol, chosen
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tessera.data.scene_graph import Annotated
     from tessera.lab.behaviour import Numbers
     from tessera.lab.conversations import About
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 BASE = ("existence", "position", "attribute", "category", "at")
 """What is asked about a picture without the engine."""

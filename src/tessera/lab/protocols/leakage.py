@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera import registry
+from tessera.lab.choices import MIXED
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol, chosen
-from tessera.lab.protocols.planted import MIXED
 
 if TYPE_CHECKING:
     from tessera.evaluation.items import Item
     from tessera.lab.behaviour import Numbers
     from tessera.lab.conversations import About
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 KNOWN = {"data": ("leaked", "clean"), "image": ("own", "none")}
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera import registry
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol, chosen
 
 if TYPE_CHECKING:
     from tessera.evaluation.grounding import Located
     from tessera.lab.behaviour import Numbers
     from tessera.lab.conversations import About
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
     from tessera.world import Sample
 
 SCENES: Mapping[str, Any] = {"kinds": {"scene": 1.0}, "things": (1, 6)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol
 from tessera.lab.protocols.short_training import SMALL, TOWER
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 CHUNK = 32
 """Pictures that are read at once."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Use, Vary
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tessera.lab.behaviour import Numbers
     from tessera.lab.class_tower import ClassTower
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +60,12 @@ class PostTraining(Protocol):
 
     def measure(self, lab: Lab, arm: Arm, look: int, first: int, count: int) -> Outcomes:
         """One tower for each seed."""
-        from tessera.lab import behaviour
-
         assert isinstance(arm, (Use, Vary))
         if isinstance(arm, Vary) and (arm.name != "before" or arm.settings):
             raise TesseraError(f"post_training knows an objective and Vary('before'), not {arm}.")
         rows = []
         for seed in range(first, first + count):
-            known = [behaviour.of(f"protocol {self.name}", lab), behaviour.of("core world", lab)]
+            known = [lab.behaviour(f"protocol {self.name}"), lab.behaviour("core world")]
             rows.append(self.row(arm, seed, lab.folder("post-training", self.plain(), seed, known)))
         return per_seed({metric: [row[metric] for row in rows] for metric in rows[0]})
 

@@ -13,7 +13,7 @@ from tessera import registry
 from tessera.errors import TesseraError
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tessera.evaluation.items import Item
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 DISTURBANCES = ("intact", "tokens", "within", "between", "mismatched", "mean", "patches")
 

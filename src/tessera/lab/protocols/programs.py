@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.lab.experiment import Arm, Use
-from tessera.lab.judge import Outcomes
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 STEPWISE = ("count", "total", "number", "relation", "distance", "size", "multihop")
 """Question types that take a step or two."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Build
-from tessera.lab.judge import Outcomes, per_seed
+from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
     from tessera.lab.scenes import Scenes
 
 TOWER: dict[str, Any] = {"kind": "conv_vit", "image_size": 112, "patch_size": 8, "width": 192, "depth": 6, "heads": 3}

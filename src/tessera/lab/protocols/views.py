@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tessera.errors import TesseraError
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols.base import Protocol
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from tessera.hosts.pixels import UnitBox, View
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
 
 LAYERS = ("detail", "adaptive", "global", "random")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tessera import registry
 from tessera.lab.claims import part_module
 from tessera.lab.experiment import Arm, Vary
-from tessera.lab.judge import Outcomes
+from tessera.lab.outcomes import Outcomes
 from tessera.lab.protocols.base import Protocol, chosen
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from tessera.generation.agent import SessionModel
     from tessera.lab.behaviour import Numbers
-    from tessera.lab.judge import Unit
     from tessera.lab.lab import Lab
+    from tessera.lab.outcomes import Unit
     from tessera.world.scene import Question
 
 SEARCHES = ("search", "random", "glance")

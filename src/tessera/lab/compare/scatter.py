@@ -1,68 +1,14 @@
-"""A comparison as one HTML file that needs nothing else: the Pareto picture, the numbers, accuracy by question type."""
+"""Accuracy over a cost as a drawing: dots with their intervals, names where nothing else is written, the frontier."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from tessera.evaluation.pages import environment, share, style, today
-from tessera.io import write_text
-from tessera.lab.compare import Comparison, Contender
-from tessera.lab.pages.layout import PACKAGE
-
-
-def write_page(path: str | Path, found: Comparison, command: str = "") -> Path:
-    """Writes the page to `path`, whole or not at all. command: what to type to get the same."""
-    write_text(path, page(found, command))
-    return Path(path)
-
-
-def page(found: Comparison, command: str = "") -> str:
-    """The page as a string."""
-    kinds = list(dict.fromkeys(kind for row in found.rows for kind in row.types))
-    settings = {label(row): row.options for row in found.rows if row.options}
-    return (
-        environment(PACKAGE)
-        .get_template("compare.html")
-        .render(
-            version=found.versions.get("tessera", ""),
-            css=style(PACKAGE, "compare.css"),
-            date=today(),
-            title=f"{found.socket[:1].upper()}{found.socket[1:].replace('_', ' ')} on {found.on}",
-            command=command,
-            found=found,
-            best=[label(row) for row in found.rows if row.best and row.how != "bare"],
-            figures=_figures(found),
-            operations=scatter(found.rows, lambda row: row.flops / 1e9, "GFLOPs of an answer"),
-            times=scatter(found.rows, lambda row: row.milliseconds, "milliseconds of an answer"),
-            rows=[(label(row), row, _cells(row)) for row in found.rows],
-            kinds=kinds,
-            types=[(label(row), row, [row.types.get(kind) for kind in kinds]) for row in found.rows],
-            settings={"machine": found.machine, "versions": found.versions, "options": settings},
-            everything=asdict(found),
-        )
-    )
-
-
-def label(row: Contender) -> str:
-    """The contender's name, with its budget where there is one."""
-    if row.budget is None:
-        return row.name
-    return f"{row.name} {row.budget:g}" if row.budget <= 1 else f"{row.name}, {row.budget:g} steps"
-
-
-def _figures(found: Comparison) -> list[tuple[str, str, str]]:
-    """(what, number, unit) of the plain model, for the head of the page."""
-    plain = found.rows[0]
-    half = 100 * (plain.high - plain.low) / 2
-    return [
-        ("accuracy of the plain model", f"{100 * plain.accuracy:.1f}", f"± {half:.1f} %"),
-        ("GFLOPs of an answer", f"{plain.flops / 1e9:.3g}", ""),
-        ("milliseconds", f"{plain.milliseconds:.3g}", ""),
-        ("parameters", f"{plain.parameters / 1e6:.1f}", "M"),
-    ]
+from tessera.evaluation.pages import share
+from tessera.lab.compare.comparison import Contender
+from tessera.lab.compare.table import label, percent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +74,7 @@ def scatter(rows: Sequence[Contender], cost: Callable[[Contender], float], title
         dots.append(ContenderDot(css=css, x=x, y=y, low=at(left, row.low)[1], high=at(left, row.high)[1]))
     return Scatter(
         title=title,
-        about="; ".join(f"{label(row)}: {100 * row.accuracy:.1f} % right, {cost(row):.3g} {title}" for row in rows),
+        about="; ".join(f"{label(row)}: {percent(row.accuracy)} % right, {cost(row):.3g} {title}" for row in rows),
         grid=[(at(left, tick)[1], share(tick)) for tick in ticks],
         steps=[(at(tick, 0)[0], f"{tick:g}") for tick in _round_ticks(left, right)],
         front=_front(sorted((cost(row), row.accuracy) for row in best), at),
@@ -181,18 +127,3 @@ def _round_ticks(left: float, right: float) -> list[float]:
 
 def _other(first: Contender, second: Contender, cost: Callable[[Contender], float]) -> bool:
     return (cost(first), first.accuracy) != (cost(second), second.accuracy)
-
-
-def _cells(row: Contender) -> list[str]:
-    against = row.against
-    return [
-        f"{100 * row.accuracy:.1f} %",
-        f"{100 * row.low:.1f} – {100 * row.high:.1f}",
-        "" if against is None else f"{100 * against.value:+.1f} ({100 * against.low:+.1f} to {100 * against.high:+.1f})",
-        "" if row.tokens is None else f"{row.tokens:.4g}",
-        f"{row.flops / 1e9:.4g}",
-        f"{row.time.median:.2f}",
-        f"{row.time.low:.2f} – {row.time.high:.2f}",
-        f"{row.milliseconds:.4g}",
-        f"{row.parameters / 1e6:.2f} M",
-    ]

@@ -1,30 +1,24 @@
-"""All parts of a socket under one budget: accuracy per question type, tokens, FLOPs, measured time, parameters.
-
-    found = compare(Lab(), "tokens", budgets=(0.25,))
-    for row in found.rows: print(row.name, row.accuracy, row.flops, row.time.median)
+"""Where contenders meet: one model, one set of questions, one prompt whose cost is measured.
 
 What can be plugged into a model is plugged into it; what cuts pictures or acts around a model does so; what a composed model is
-built of is put in the place of the reference model's own part and trained for as many steps as all others. Accuracies are kept on
-disk (`compare_runs.Runs`), times are measured anew, all contenders in turns.
+built of is put in the place of the reference model's own part and trained for as many steps as all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tessera import registry
 from tessera.errors import UserError
 from tessera.evaluation import provenance
-from tessera.lab.compare_runs import Runs, difference, plugged_copy
-from tessera.measure.sides import Ratio, interleaved, ratio
+from tessera.lab.compare.runs import Runs, plugged_copy
 
 if TYPE_CHECKING:
-    from tessera.evaluation.intervals import Interval
     from tessera.evaluation.result import Result
-    from tessera.lab.lab import Lab
+    from tessera.lab.local_lab import LocalLab
 
 QUESTION = "Where is the dog?"
 """What is asked where only the cost matters."""
@@ -32,69 +26,10 @@ ANSWER = 2
 """Tokens of that answer, about as many as answers have."""
 BUILT = ("pixels", "encoders", "experts", "tokens", "connectors", "couplings")
 """Sockets of composed models."""
-SEEING = ("existence", "count", "relation", "position", "size", "attribute", "category", "at")
-"""Question types about single scenes that need the picture."""
-OnStep = Callable[[str], object]
 
 
 @dataclass(slots=True, kw_only=True)
-class Kind:
-    """Accuracy of one question type with its 95 % interval, over n questions."""
-
-    n: int
-    accuracy: float
-    low: float
-    high: float
-
-
-@dataclass(slots=True, kw_only=True)
-class Contender:
-    """One contender.
-
-    name        of the part, "none" for the plain model; how: "bare", "plugged", "around" or "trained"
-    budget      what it was given, None where it has no such setting
-    accuracy    mean over the types, low and high its 95 % interval; against: the difference to "none" (paired bootstrap)
-    tokens      visual tokens of an image in a decoder layer, mean over layers
-    flops       of reading one prompt and answering it
-    time        how many times faster than "none" that is, and milliseconds
-    parameters  of the model
-    """
-
-    name: str
-    how: str
-    options: dict[str, Any]
-    budget: float | None
-    accuracy: float
-    low: float
-    high: float
-    types: dict[str, Kind]
-    against: Interval | None
-    tokens: float | None
-    flops: int
-    time: Ratio
-    milliseconds: float
-    parameters: int
-    best: bool = False
-    """Whether nothing else is as accurate for as few FLOPs."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Comparison:
-    """All contenders in the order in which they were asked for, "none" first; refused: name -> why it could not take part."""
-
-    socket: str
-    on: str
-    budgets: tuple[float, ...]
-    questions: int
-    rows: list[Contender]
-    refused: dict[str, str]
-    shape: str
-    machine: str
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Contender:
+class Entrant:
     """What competes, before anything is measured. work: answers one prompt."""
 
     name: str
@@ -107,66 +42,7 @@ class _Contender:
     parameters: int
 
 
-def compare(
-    lab: Lab,
-    socket: str,
-    names: Sequence[str] = (),
-    *,
-    on: str = "nano",
-    budgets: Sequence[float] = (0.25,),
-    steps: int = 150,
-    n: int = 400,
-    rounds: int = 5,
-    types: Sequence[str] = SEEING,
-    on_step: OnStep = lambda what: None,
-) -> Comparison:
-    """Compares the parts of `socket`, or the named ones, on the model `on`, on `n` questions of `types`.
-
-    budgets: shares of the visual tokens for parts that say how they meet one; steps: of training for parts of composed models.
-    Raises `UserError` for unknown names, a budget out of range, and a socket whose parts answer no questions.
-    """
-    from tessera.models import reference
-
-    for budget in budgets:
-        if not 0 < budget <= 1:
-            raise UserError(f"a budget is a share of the visual tokens above 0, at most 1, not {budget:g}.")
-    parts = [registry.get(socket, name) for name in names or registry.names(socket)]
-    ways = {part.name: _way(part) for part in parts}
-    if not names and any(way == "plugged" for way in ways.values()):
-        parts = [part for part in parts if ways[part.name] != "trained"]  # those that are built in are asked for by name
-    if not any(ways.values()):
-        raise UserError(
-            f"the parts of socket {socket!r} answer no questions, so they cannot be compared on a model. {_other(socket)}"
-        )
-    model, processor = lab.reference(on) if on in reference.REFERENCES else reference.load(on)
-    if not hasattr(model, "generate"):
-        raise UserError(f"{on} answers no questions; compare parts on nano, or on a vision-language model's folder.")
-    refused: dict[str, str] = {}
-    with ExitStack() as stack:
-        ring = _Ring(lab, model, processor, on, n, tuple(types), stack)
-        contenders = [ring.plain_model(size) for size in [_size(ways[part.name] for part in parts)]]
-        for part in parts:
-            on_step(part.name)
-            try:
-                contenders += ring.enter(part, ways[part.name], budgets, steps)
-            except UserError as error:
-                refused[part.name] = str(error)
-        on_step("time and FLOPs")
-        rows = _measured(lab, contenders, rounds)
-    return Comparison(
-        socket=socket,
-        on=on,
-        budgets=tuple(budgets),
-        questions=n,
-        rows=rows,
-        refused=refused,
-        shape=f"one image and a short question, {ANSWER} tokens of answer, {lab.shape()}",
-        machine=provenance.machine(),
-        versions=provenance.versions(),
-    )
-
-
-def _way(part: registry.Part) -> str:
+def way_of(part: registry.Part) -> str:
     """How a part takes part: "plugged", "around", "trained", "" not at all."""
     from tessera.models.parts import plugs_into_hosts
 
@@ -177,28 +53,20 @@ def _way(part: registry.Part) -> str:
     return "trained" if part.socket in BUILT and hasattr(part.target, "Config") else ""
 
 
-def _size(ways: Iterator[str]) -> int:
-    """How many times larger the pictures are than what the model reads: parts around a model look closer."""
-    return 3 if "around" in set(ways) else 1
-
-
-def _other(socket: str) -> str:
-    shown = registry.names(socket)[:3]
-    return f"Their claims say what they do: tessera verify {' '.join(shown)}" if shown else f"No part fills {socket!r} yet."
-
-
-class _Ring:
+class Ring:
     """Where contenders meet: one model, one set of questions, one prompt whose cost is measured."""
 
-    def __init__(self, lab: Lab, model: Any, processor: Any, on: str, n: int, types: tuple[str, ...], stack: ExitStack) -> None:
+    def __init__(
+        self, lab: LocalLab, model: Any, processor: Any, on: str, n: int, types: tuple[str, ...], stack: ExitStack
+    ) -> None:
         self.lab, self.model, self.processor, self.on, self.n, self.types, self.stack = lab, model, processor, on, n, types, stack
         self.scale = 1
         self.runs = Runs(lab.cache / "compare")
 
-    def plain_model(self, scale: int) -> _Contender:
+    def plain_model(self, scale: int) -> Entrant:
         """The model as it is."""
         self.scale = scale
-        return _Contender(
+        return Entrant(
             name="none",
             how="bare",
             options={},
@@ -212,7 +80,7 @@ class _Ring:
     def _all(self) -> float:
         return self.placeholders(self.model)
 
-    def enter(self, part: registry.Part, way: str, budgets: Sequence[float], steps: int) -> Iterator[_Contender]:
+    def enter(self, part: registry.Part, way: str, budgets: Sequence[float], steps: int) -> Iterator[Entrant]:
         """The part as one contender, or one for each budget. Raises `UserError` where the model cannot take it."""
         if way == "plugged":
             return self._plugged(part, budgets)
@@ -222,7 +90,7 @@ class _Ring:
             return self._trained(part, steps)
         raise UserError(f"{part.name} answers no questions.")
 
-    def _plugged(self, part: registry.Part, budgets: Sequence[float]) -> Iterator[_Contender]:
+    def _plugged(self, part: registry.Part, budgets: Sequence[float]) -> Iterator[Entrant]:
         from tessera.hosts.plug import attach
 
         layers = attach(self.model).layer_count
@@ -235,9 +103,9 @@ class _Ring:
             host = plugged_copy(self.stack, self.model, part.name, options)
             result = self.ask(self.model, (part,), plug={part.name: options})
             counts = (lambda host=host: _entering(host)) if "visual tokens" in part.target.claims else self._all
-            yield self._contender(part.name, "plugged", options, budget, result, host.model, counts)
+            yield self._entrant(part.name, "plugged", options, budget, result, host.model, counts)
 
-    def _around(self, part: registry.Part) -> Iterator[_Contender]:
+    def _around(self, part: registry.Part) -> Iterator[Entrant]:
         from tessera.config import build
         from tessera.generation.host_generate import HostGenerator
         from tessera.lab.around import ByAgent, ThroughViews
@@ -257,7 +125,7 @@ class _Ring:
             answers = ByAgent(SessionModel(session, ("yes", "no") if ours else ("Yes", "No"), side, 16), made)
         result = self.ask(self.model, (part,), answers=answers, options={part.name: options})
         picture = self.picture()
-        yield _Contender(
+        yield Entrant(
             name=part.name,
             how="around",
             options=options,
@@ -268,15 +136,15 @@ class _Ring:
             parameters=provenance.parameter_count(self.model),
         )
 
-    def _trained(self, part: registry.Part, steps: int) -> Iterator[_Contender]:
+    def _trained(self, part: registry.Part, steps: int) -> Iterator[Entrant]:
         if self.on != "nano":
             raise UserError(f"{part.name} is built into a model and trained with it: compare it on nano.")
         model, _ = self.runs.train(swapped(part, steps), (part,))
         model.eval()
         result = self.ask(model, (part,))
-        yield self._contender(part.name, "trained", {}, float(steps), result, model, lambda: self.placeholders(model))
+        yield self._entrant(part.name, "trained", {}, float(steps), result, model, lambda: self.placeholders(model))
 
-    def _contender(
+    def _entrant(
         self,
         name: str,
         how: str,
@@ -285,8 +153,8 @@ class _Ring:
         result: Result,
         model: Any,
         tokens: Callable[[], float | None],
-    ) -> _Contender:
-        return _Contender(
+    ) -> Entrant:
+        return Entrant(
             name=name,
             how=how,
             options=options,
@@ -374,46 +242,3 @@ def _entering(host: Any) -> float | None:
         return None
     counts = [float(stage.visual.sum()) for stage in sequence.stages]
     return sum(counts) / len(counts)
-
-
-def _measured(lab: Lab, contenders: Sequence[_Contender], rounds: int) -> list[Contender]:
-    import torch
-
-    plain_model = contenders[0]
-    with torch.inference_mode():
-        flops = [lab.flops(one.work) for one in contenders]
-        tokens = [one.tokens() for one in contenders]
-        taken = interleaved({str(number): one.work for number, one in enumerate(contenders)}, rounds)
-    rows = []
-    for number, one in enumerate(contenders):
-        result, seconds = one.result, sorted(taken[str(number)])
-        same = result.items == plain_model.result.items
-        rows.append(
-            Contender(
-                name=one.name,
-                how=one.how,
-                options=one.options,
-                budget=one.budget,
-                accuracy=result.accuracy,
-                low=result.low,
-                high=result.high,
-                types={
-                    kind: Kind(n=found.n, accuracy=found.accuracy, low=found.low, high=found.high)
-                    for kind, found in result.types.items()
-                },
-                against=difference(result, plain_model.result) if number and same else None,
-                tokens=tokens[number],
-                flops=flops[number],
-                time=ratio(taken["0"], taken[str(number)]),
-                milliseconds=round(1e3 * seconds[len(seconds) // 2], 2),
-                parameters=one.parameters,
-            )
-        )
-    for row in rows:
-        row.best = not any(
-            other.accuracy >= row.accuracy
-            and other.flops <= row.flops
-            and (other.accuracy, -other.flops) != (row.accuracy, -row.flops)
-            for other in rows
-        )
-    return rows

@@ -18,7 +18,7 @@ from tessera import registry
 from tessera.config import build, field_types, to_dict
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.tiny_configs import RECIPES
-from tessera.lab import claims, things
+from tessera.lab import claims
 from tessera.lab.behaviour import Numbers, summary
 from tessera.lab.contract.fixture import Fixture
 from tessera.lab.contract.hosted import HostFixture
@@ -26,6 +26,7 @@ from tessera.lab.contract.models import ComposedFixture, DualFixture, ModelFixtu
 from tessera.lab.contract.others import CompressionFixture, FewShotFixture, PixelsFixture
 from tessera.lab.contract.table import fixtures
 from tessera.lab.contract.training import ObjectiveFixture, TuningFixture
+from tessera.lab.fingerprints import things
 
 MOST = 24
 """Gradients of more parameters than this are told by a summary."""

@@ -3,22 +3,17 @@ grounding, agents."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tessera.lab.behaviour import digest
 from tessera.lab.contract.fixture import Fixture
 
 LAYERS = 6
 """Layers of the tiny hosts (`hosts.tiny_configs.LAYERS`), for which host parts give their example options."""
 SMALL = {"n": 6, "pictures": 12, "neighbours": 3, "scenes": 3, "per_axis": 2}
 """Sizes that parts are tried with in place of larger ones; an engine's `pictures`, which is small, stays."""
-
-
-def digest(texts: Sequence[str]) -> str:
-    """Sixteen hexadecimal digits of texts in their order."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def shrunk(fixture: Fixture) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tessera.lab.behaviour import Numbers
-from tessera.lab.core_answering import evaluation, generation, hosts
-from tessera.lab.core_nn import layers
-from tessera.lab.core_training import labels, plans, trainer
+from tessera.lab.fingerprints.answering import evaluation, generation, hosts
+from tessera.lab.fingerprints.layers import layers
+from tessera.lab.fingerprints.training import labels, plans, trainer
 
 
 def world() -> Numbers:
@@ -67,7 +67,8 @@ def verdicts() -> Numbers:
     import numpy as np
 
     from tessera.lab.experiment import Experiment, Paper, Vary, beats, retains, worse
-    from tessera.lab.judge import Outcomes, judge
+    from tessera.lab.judge import judge
+    from tessera.lab.outcomes import Outcomes
     from tessera.lab.protocols.answering import Answering
     from tessera.lab.protocols.further_training import FurtherTraining
 

@@ -16,8 +16,8 @@ from tessera.config import to_dict
 from tessera.errors import UserError
 from tessera.evaluation import provenance
 from tessera.evaluation.intervals import Interval, paired_bootstrap
-from tessera.lab.behaviour import PACKAGE, source_hash
 from tessera.lab.claims import part_module
+from tessera.lab.fingerprints.named import PACKAGE, source_hash
 
 if TYPE_CHECKING:
     from tessera.evaluation.answering import Generates

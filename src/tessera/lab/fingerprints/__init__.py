@@ -1,0 +1,1 @@
+"""Fingerprints: what parts, protocols and the core do, computed on fixed small inputs."""
