@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -123,39 +124,33 @@ def _case(
     model: Any, host: Any, name: str, target: type[HostPart], rows: list[Any], single: list[Any], new_tokens: int, rounds: int
 ) -> PluggedCase:
     """One part. Raises `UserError` for one that the model cannot take, `TesseraError` if its identity changes a token."""
+    import copy
+
     from tessera.config import build
     from tessera.generation.host_generate import HostGenerator
     from tessera.hosts.plug import attach
 
-    layers = attach(model).layer_count
-    settings: Mapping[str, Mapping[str, Any]] = {"identity": target.identity(), "example": target.example(layers)}
-    built = {which: target(build(target.Config, options, name)) for which, options in settings.items()}
+    twin = copy.deepcopy(model)  # stays plugged while the model itself is measured
+    asked = HostGenerator(twin, host.processor)
     taken: dict[str, list[float]] = {}
-    for which, work, sides in (
-        ("identity", rows, ("plain", "shared")),
-        ("identity", single, ("plain alone", "alone")),
-        ("example", rows, ("plain again", "at work")),
+    for options, measured in (
+        (target.identity(), {"shared": rows, "alone": single}),
+        (target.example(attach(model).layer_count), {"at work": rows}),
     ):
-        plugged = HostGenerator(model, host.processor)
-
-        def with_part(part: HostPart = built[which], work: list[Any] = work, plugged: Any = plugged) -> Any:
-            with attach(model).plug(part):
-                return _tokens(plugged, work, new_tokens)
-
-        def without(work: list[Any] = work) -> Any:
-            return _tokens(host, work, new_tokens)
-
-        if which == "identity" and with_part() != without():
-            raise TesseraError(f"{name} with the setting that changes nothing changed a token.")
-        taken |= interleaved(dict(zip(sides, (without, with_part), strict=True)), rounds)
-    shared, alone = ratio(taken["shared"], taken["plain"]), ratio(taken["alone"], taken["plain alone"])
+        with attach(twin).plug(target(build(target.Config, options, name))):
+            for side, work in measured.items():
+                plain, plugged = partial(_tokens, host, work, new_tokens), partial(_tokens, asked, work, new_tokens)
+                if side != "at work" and plain() != plugged():
+                    raise TesseraError(f"{name} with the setting that changes nothing changed a token.")
+                taken |= interleaved({f"{side}, plain": plain, side: plugged}, rounds)
+    found = {side: ratio(taken[side], taken[f"{side}, plain"]) for side in ("shared", "alone", "at work")}
     return PluggedCase(
         part=name,
         reads_question=target.reads_question,
-        shared=shared,
-        alone=alone,
-        at_work=ratio(taken["at work"], taken["plain again"]),
-        reached=alone.median <= TARGET and (target.reads_question or shared.median <= TARGET),
+        shared=found["shared"],
+        alone=found["alone"],
+        at_work=found["at work"],
+        reached=found["alone"].median <= TARGET and (target.reads_question or found["shared"].median <= TARGET),
     )
 
 
