@@ -283,7 +283,7 @@ CORE = [
     Edit("masks are taken one key late", "hosts/remap.py", "places = keys - offset", "places = keys - offset + 1"),
     Edit(
         "positions are re-indexed from one",
-        "hosts/positions.py",
+        "hosts/rotary.py",
         "(stage.real.long().cumsum(1) - 1)",
         "(stage.real.long().cumsum(1) + 1)",
     ),
