@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from tessera.errors import UserError
-from tessera.generation.sampling import GREEDY, Chooser, Sampling, nucleus
+from tessera.generation.sampling import GREEDY, Chooser, Sampling, warpers
 
 CPU = torch.device("cpu")
 
@@ -19,12 +20,23 @@ def test_greedy_takes_the_first_of_the_likeliest() -> None:
     assert known[0].item() == pytest.approx(-math.log(2 + math.exp(-2)), rel=1e-6)
 
 
-def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
-    shares = torch.tensor([[0.1, 0.5, 0.05, 0.35], [0.97, 0.01, 0.01, 0.01]])
-    assert nucleus(shares, 0.6).tolist() == [pytest.approx([0.0, 0.5, 0.0, 0.35]), pytest.approx([0.97, 0.0, 0.0, 0.0])]
-    assert nucleus(shares, 0.5)[0].count_nonzero() == 1
-    assert nucleus(shares, 1e-6).count_nonzero(dim=1).tolist() == [1, 1]
-    assert torch.equal(nucleus(shares, 1.0), shares)
+def left(logits: Tensor, **options: float) -> list[list[bool]]:
+    """Which tokens may be drawn."""
+    return warpers(Sampling(temperature=1.0, **options))(None, logits).isfinite().tolist()  # type: ignore[arg-type]
+
+
+def test_top_p_leaves_the_fewest_tokens_that_reach_it() -> None:
+    logits = torch.tensor([[0.1, 0.5, 0.05, 0.35], [0.97, 0.01, 0.01, 0.01]]).log()
+    assert left(logits, top_p=0.6) == [[False, True, False, True], [True, False, False, False]]
+    assert left(logits, top_p=0.45)[0] == [False, True, False, False]
+    assert left(logits, top_p=1e-6) == [[False, True, False, False], [True, False, False, False]]
+    assert left(logits, top_p=1.0) == [[True] * 4] * 2
+
+
+def test_top_k_leaves_the_likeliest_and_ties() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0]])
+    assert left(logits, top_k=2) == [[False, True, True, True]]
+    assert left(logits, top_k=9) == left(logits, top_k=0) == [[True] * 4]
 
 
 def test_temperature_shapes_the_draw() -> None:

@@ -1,6 +1,5 @@
-"""How the next token is chosen: the likeliest, or a random one.
+"""How the next token is chosen: the likeliest, or a random one, drawn from what the warpers of transformers leave.
 
-Source of top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, arXiv:1904.09751.
 Shapes: R rows, V vocabulary.
 """
 
@@ -57,32 +56,29 @@ class Chooser:
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self.sampling = sampling
         self.random: torch.Generator | None = None
+        self._warp = warpers(sampling) if sampling.temperature > 0 else None
         if sampling.temperature > 0 and sampling.seed is not None:
             self.random = torch.Generator(device).manual_seed(sampling.seed)
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """`logits` [R, V] -> chosen tokens [R] int64, and their log-probabilities [R] at temperature 1, top-p and top-k aside."""
-        if self.sampling.temperature == 0:
+        logits = logits.float()
+        if self._warp is None:
             chosen = logits.argmax(-1)
         else:
-            shares = (likeliest(logits.float(), self.sampling.top_k) / self.sampling.temperature).softmax(-1)
-            shares = nucleus(shares, self.sampling.top_p)
-            chosen = torch.multinomial(shares, 1, generator=self.random)[:, 0]
-        known = logits.float().log_softmax(-1).gather(1, chosen[:, None])
+            chosen = torch.multinomial(self._warp(None, logits).softmax(-1), 1, generator=self.random)[:, 0]
+        known = logits.log_softmax(-1).gather(1, chosen[:, None])
         return chosen, known[:, 0]
 
 
-def likeliest(logits: Tensor, top_k: int) -> Tensor:
-    """Logits [R, V] with all but the `top_k` highest (0: all, and ties stay) at minus infinity."""
-    if not 0 < top_k < logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
+def warpers(sampling: Sampling) -> Any:
+    """What `generate` of transformers does to logits [R, V] before it draws, in its order: divided by the temperature, which
+    must be above 0, and what top-k and top-p leave out at minus infinity."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-
-def nucleus(shares: Tensor, top_p: float) -> Tensor:
-    """Probabilities [R, V] with the unlikely tail set to zero (not normalised again); the likeliest always stays."""
-    if top_p >= 1:
-        return shares
-    ordered, places = shares.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(shares).scatter(-1, places, ordered.masked_fill(before >= top_p, 0.0))
+    found = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+    if sampling.top_k > 0:
+        found.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        found.append(TopPLogitsWarper(sampling.top_p))
+    return found

@@ -308,11 +308,11 @@ CORE = [
     Edit(
         "the temperature multiplies",
         "generation/sampling.py",
-        "/ self.sampling.temperature).softmax",
-        "* self.sampling.temperature).softmax",
+        "TemperatureLogitsWarper(float(sampling.temperature))",
+        "TemperatureLogitsWarper(1.0 / sampling.temperature)",
     ),
     Edit("the unlikeliest token", "generation/sampling.py", "chosen = logits.argmax(-1)", "chosen = logits.argmin(-1)"),
-    Edit("top-p keeps the tail", "generation/sampling.py", "before >= top_p", "before < top_p"),
+    Edit("top-p is left out", "generation/sampling.py", "Warper(sampling.top_p)", "Warper(1 - sampling.top_p)"),
     Edit("agents take no for yes", "generation/agent.py", ".softmax(-1)[0])", ".softmax(-1)[1])"),
     Edit(
         "images are standardised wrongly",

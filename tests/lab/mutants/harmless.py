@@ -96,8 +96,8 @@ FORM = [
     Edit(
         "quotes in sampling",
         "generation/sampling.py",
-        "likeliest(logits.float(), self.sampling.top_k)",
-        "likeliest(\n                logits.float(), self.sampling.top_k\n            )",
+        "torch.multinomial(self._warp(None, logits).softmax(-1), 1, generator=self.random)[:, 0]",
+        "torch.multinomial(\n                self._warp(None, logits).softmax(-1), 1, generator=self.random\n            )[:, 0]",
     ),
     Edit(
         "line broken in vit",
@@ -159,12 +159,15 @@ RENAMES = [
     Edit(
         "renamed in filters",
         "generation/sampling.py",
-        "    ordered, places = shares.sort(-1, descending=True)\n"
-        "    before = ordered.cumsum(-1) - ordered\n"
-        "    return torch.zeros_like(shares).scatter(-1, places, ordered.masked_fill(before >= top_p, 0.0))",
-        "    ranked, places = shares.sort(-1, descending=True)\n"
-        "    above = ranked.cumsum(-1) - ranked\n"
-        "    return torch.zeros_like(shares).scatter(-1, places, ranked.masked_fill(above >= top_p, 0.0))",
+        "        found.append(TopKLogitsWarper(sampling.top_k))\n"
+        "    if sampling.top_p < 1:\n"
+        "        found.append(TopPLogitsWarper(sampling.top_p))\n"
+        "    return found",
+        "        found.append(TopKLogitsWarper(sampling.top_k))\n"
+        "    warping = found\n"
+        "    if sampling.top_p < 1:\n"
+        "        warping.append(TopPLogitsWarper(sampling.top_p))\n"
+        "    return warping",
     ),
     Edit(
         "renamed in scoring",

@@ -19,7 +19,7 @@ def generation() -> Numbers:
     from tessera.generation.agent import SessionModel
     from tessera.generation.generate import Generator
     from tessera.generation.host_generate import HostGenerator
-    from tessera.generation.sampling import Chooser, Sampling, likeliest, nucleus
+    from tessera.generation.sampling import Chooser, Sampling, warpers
     from tessera.generation.session import session_with
     from tessera.lab.contract.fixture import quiet, seeded
     from tessera.lab.protocols.tiny import tiny_model
@@ -50,8 +50,9 @@ def generation() -> Numbers:
             *interface.losses([], QUESTIONS[2], ["red"]),
         ]
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
-    found["likeliest"] = [float(x) for x in likeliest(logits, 4).isfinite().float().sum(1)]
-    found["nucleus"] = summary(nucleus(logits.softmax(-1), 0.6))
+    top_k, top_p = (warpers(Sampling(temperature=1.0, **o))(None, logits).isfinite() for o in ({"top_k": 4}, {"top_p": 0.6}))
+    found["likeliest"] = [float(x) for x in top_k.float().sum(1)]
+    found["nucleus"] = summary(logits.softmax(-1) * top_p)
     for sampling in (Sampling(), drawn, Sampling(temperature=2.5, seed=1)):
         choose = Chooser(sampling, torch.device("cpu"))
         seen = [choose(logits) for _ in range(4)]
