@@ -13,6 +13,7 @@ import torch
 from tessera.errors import TesseraError
 from tessera.hosts.zoo import fill
 from tessera.lab import further
+from tessera.lab.around import plugged
 from tessera.lab.claims import claims_of
 from tessera.lab.contract.training import SIDE, subject
 from tessera.lab.experiment import Exact, Experiment, Use, Vary
@@ -141,7 +142,7 @@ def test_questions_of_one_row_are_blind_to_each_other(parts, tiny) -> None:
         pool.seen.repeat_interleave(torch.tensor([len(a) for a in pool.asked]), 0),
         [[question] for asked in pool.asked for question in asked],
     )
-    with torch.no_grad(), further.plugged(model, parts):
+    with torch.no_grad(), plugged(model, parts):
         losses = []
         for of in (pool, alone):
             inputs = further.batch(processor, of, range(len(of.asked)), pixels=True)
@@ -185,7 +186,7 @@ def test_what_is_unknown_or_missing_is_refused(lab) -> None:
         further.pool_of(model, processor, 3, split="train", types=("change",), most=1, world=SMALL)
     pool = further.pool_of(model, processor, 1, split="train", types=("existence",), most=1, world=SMALL)
     long = further.FineTuningPool(pool.pixels, pool.seen, [pool.asked[0] * 400])
-    with pytest.raises(TesseraError, match="do not fit a row"):
+    with pytest.raises(TesseraError, match="do not fit their rows"):
         further.batch(processor, long, [0])
 
 

@@ -5,10 +5,10 @@ Layers, the lowest first; a module imports its own layer and those below:
     values         arms effects outcomes behaviour lab protocols.base experiment
     judge          judge
     evidence       claims source storage evidence works
-    training       fit probe
-    scenes         places captioned choices scenes further conversations
+    training       fit probe rows
+    scenes         places captioned choices scenes
     models         composed speaker exact around contract preconditions hallucinating glimpses derived class_tower routing
-                   protocols.tiny
+                   further conversations protocols.tiny
     protocols      protocols givens
     fingerprints   fingerprints freshness local_lab
     runner         recording verify workers sample

@@ -1,14 +1,27 @@
-"""Parts that wrap a model and answer questions in its place: image cropping, agents."""
+"""A model with parts: plugged into it, or around it, where they answer questions in its place (image cropping, agents)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tessera.evaluation.answering import Answer, Generates, HasText, Row
 
 if TYPE_CHECKING:
     from tessera.generation.agent import ModelInterface
+
+
+@contextmanager
+def plugged(model: Any, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """The model with registered parts plugged in, by name with their options; as it is without any."""
+    from tessera.hosts.plug import attach, part_named
+
+    if not parts:
+        yield
+        return
+    with attach(model).plug(*(part_named(name, dict(options)) for name, options in parts.items())):
+        yield
 
 
 class ThroughViews:

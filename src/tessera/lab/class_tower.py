@@ -96,13 +96,12 @@ def labelled(samples: list[Sample], patch: int) -> tuple[Tensor, Tensor, Tensor]
 def probed(encoder: Any, train: tuple[Tensor, Tensor, Tensor], test: tuple[Tensor, Tensor, Tensor]) -> dict[str, float]:
     """Linear probes of frozen patches: patch, share of patches with a thing that say its tint; image, of the tints that a linear
     map of the mean patch finds in an image, as many as there are, the share that is right."""
-    from tessera.lab.probe import probe_accuracy, standardised
+    from tessera.lab.probe import probe_accuracy, ridge
 
     with torch.no_grad():
         seen, asked = (torch.cat([encoder(block) for block in pixels.split(64)]) for pixels, _, _ in (train, test))
     here, there = train[2] >= 0, test[2] >= 0
     patch = probe_accuracy(seen[here], train[2][here], asked[there], test[2][there])
-    x, at = (torch.cat([v, torch.ones(len(v), 1)], 1).double() for v in standardised(seen.mean(1), asked.mean(1)))
-    guess = at @ torch.linalg.solve(x.T @ x + torch.eye(x.shape[1], dtype=x.dtype), x.T @ train[1].double())
+    guess = ridge(seen.mean(1), train[1], asked.mean(1))
     hits = [float(wanted[g.topk(int(wanted.sum())).indices].mean()) for wanted, g in zip(test[1], guess, strict=True)]
     return {"patch": patch, "image": sum(hits) / len(hits)}

@@ -28,20 +28,14 @@ def conversations(model: Any, processor: Any, asked: Sequence[About]) -> Scenes:
     """Training or test data of a model, with its encoders' features. Pictures without questions are left out."""
     import torch
 
-    from tessera.lab.scenes import CHUNK, Scenes
+    from tessera.lab.scenes import Scenes, key_of, seen_by
 
-    key = "pixel_values" if model.model.coupling.sees == "pixels" else "visual_features"
-    made, seen = Scenes(torch.empty(0), key, [], []), []
+    made = Scenes(torch.empty(0), key_of(model), [], [])
     kept = [(picture, turns) for picture, turns in asked if turns]
     for number, (_, turns) in enumerate(kept):
         made.asked.append((number, list(range(len(made.questions), len(made.questions) + len(turns)))))
         made.questions += [(list(processor.question_ids(q)), list(processor.answer_ids(a))) for q, a in turns]
-    for begin in range(0, len(kept), CHUNK):
-        pictures = [picture for picture, _ in kept[begin : begin + CHUNK]]
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        with torch.no_grad():
-            seen.append(pixels if key == "pixel_values" else model.encode_images(pixels).features)
-    made.seen = torch.cat(seen)
+    made.seen = seen_by(model, processor, [picture for picture, _ in kept])
     return made
 
 

@@ -11,7 +11,7 @@ Legend: I images of side S, N visual tokens in front of the connector, D channel
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tessera.data.packing import Item
 from tessera.errors import TesseraError
+from tessera.lab.around import plugged
 from tessera.lab.protocols.base import APART
+from tessera.lab.rows import features_of, packed, pixels_of, right_answers
 from tessera.training.objective import Loss, Objective, Subject, objective_named, tuning_named
 from tessera.world import World
 from tessera.world.contrasts import contrasts
 from tessera.world.dataset import Sample
 
 CHUNK = 16
-"""Images that are read at once."""
+"""Images that are read, and rows that are tested, at once."""
 FAR = 1_000_000
 """Numbers of samples that a training draws from."""
 
@@ -117,17 +120,6 @@ def _collate(objective: Objective | None, model: Any, processor: Any, fine_tunin
     return objective.collate([world], processor, fine_tuning.batch)
 
 
-@contextmanager
-def plugged(model: Any, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """The model with registered parts plugged in, by name with their options; as it is without any."""
-    from tessera.hosts.plug import attach, part_named
-
-    with ExitStack() as stack:
-        if parts:
-            stack.enter_context(attach(model).plug(*(part_named(name, options) for name, options in parts.items())))
-        yield
-
-
 def batch(
     processor: Any, pool: FineTuningPool, images: Sequence[int], *, pixels: bool = False, shift: int = 0, tempting: bool = False
 ) -> dict[str, Tensor]:
@@ -136,22 +128,16 @@ def batch(
     pixels: in place of what the encoders say, for parts that are plugged in; shift: answer about the image so many places further
     on; tempting: behind the right answer to a question the tempting one
     """
-    from tessera.data.packing import Item, collate, pack
-
-    prefix, packs = processor.prefix_ids(1), []
+    rows: list[list[Item]] = []
     for image in images:
-        items: list[Item] = []
+        rows.append([])
         for asked, right, other in pool.asked[image]:
-            items.append((asked, right, None))
+            rows[-1].append((asked, right, None))
             if tempting and other is not None:
-                items.append((asked, other, None))
-        packs.append(pack(prefix, items, processor.max_length))
-        if packs[-1].questions < len(items):
-            raise TesseraError(
-                f"{len(items)} questions do not fit a row of {processor.max_length} tokens: ask fewer of an image."
-            )
+                rows[-1].append((asked, other, None))
     shown = [(image + shift) % len(pool.asked) for image in images]
-    return collate(packs) | ({"pixel_values": pool.pixels[shown]} if pixels else {"visual_features": pool.seen[shown]})
+    inputs = packed(processor, rows)
+    return inputs | ({"pixel_values": pool.pixels[shown]} if pixels else {"visual_features": pool.seen[shown]})
 
 
 def said(
@@ -166,26 +152,15 @@ def said(
         for begin in range(0, len(pool.asked), CHUNK):
             images = range(begin, min(begin + CHUNK, len(pool.asked)))
             inputs = batch(processor, pool, images, pixels=pixels, shift=shift, tempting=True)
-            right = _said(model, inputs)
+            labels = inputs.pop("labels")
+            inputs.pop("loss_weights")
+            right = right_answers(model(**inputs).logits, labels, inputs["segment_ids"])
             for row, image in enumerate(images):
                 own, answers = iter(right[row]), []
                 for _, _, other in pool.asked[image]:
                     answers.append((next(own), None if other is None else next(own)))
                 found.append(answers)
     return found
-
-
-def _said(model: Any, inputs: dict[str, Tensor]) -> list[list[bool]]:
-    """Of every segment of every row, whether all of its labels are the likeliest tokens."""
-    labels, segments = inputs.pop("labels")[:, 1:], inputs["segment_ids"][:, 1:]
-    inputs.pop("loss_weights", None)
-    likeliest = model(**inputs).logits[:, :-1].argmax(-1)
-    labelled = labels != -100
-    wrong = (likeliest != labels) & labelled
-    return [
-        [not bool(wrong[row][segments[row] == segment].any()) for segment in segments[row][labelled[row]].unique().tolist()]
-        for row in range(len(labels))
-    ]
 
 
 def pool_of(
@@ -228,7 +203,8 @@ def pool_of(
     spelled = [
         [(ids(q, questions), ids(a, answers), None if t is None else ids(t, answers)) for q, a, t in image] for image in asked
     ]
-    return FineTuningPool(*_seen(model, processor, pictures), spelled)
+    read = pixels_of(processor, pictures)
+    return FineTuningPool(read, features_of(model, read, CHUNK), spelled)
 
 
 def _questions(sample: Sample, types: Sequence[str], most: int) -> list[list[tuple[str, str, str | None]]]:
@@ -243,10 +219,3 @@ def _contrast(sample: Sample) -> list[list[tuple[str, str, str | None]]]:
         return []
     question, (first, second) = sample.rng("further training").choice(short)
     return [[(question, first, second)], [(question, second, first)]]
-
-
-@torch.no_grad()
-def _seen(model: Any, processor: Any, pictures: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    pixels = processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
-    seen = [model.encode_images(pixels[begin : begin + CHUNK]).features for begin in range(0, len(pixels), CHUNK)]
-    return pixels, torch.cat(seen)

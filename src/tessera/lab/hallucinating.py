@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tessera.lab.rows import packed, pixels_of
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -47,22 +49,14 @@ def learn(model: Any, processor: Any, rows: Rows, *, steps: int = STEPS, rate: f
 
 def batch_of(processor: Any, rows: Sequence[Row]) -> dict[str, Any]:
     """Rows as the model's inputs [B, T], padded at the right; only answers bear labels."""
-    import torch
-
-    made = []
-    for images, question, answer in rows:
-        asked = [*processor.prefix_ids(len(images)), *processor.question_ids(question)]
-        said = processor.answer_ids(answer)
-        made.append((asked + said, [-100] * len(asked) + said))
-    longest = max(len(ids) for ids, _ in made)
-    pictures = [image for images, _, _ in rows for image in images]
-    inputs = {
-        "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in made]),
-        "labels": torch.tensor([labels + [-100] * (longest - len(ids)) for ids, labels in made]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in made]),
-    }
-    if pictures:
-        inputs["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    items = [[(processor.question_ids(question), processor.answer_ids(answer), None)] for _, question, answer in rows]
+    made = packed(processor, items, images=len(rows[0][0]))
+    present = made["segment_ids"] >= 0
+    longest = int(present.sum(1).max())
+    inputs = {"input_ids": made["input_ids"], "labels": made["labels"], "attention_mask": present.long()}
+    inputs = {name: value[:, :longest].contiguous() for name, value in inputs.items()}
+    if pictures := [image for images, _, _ in rows for image in images]:
+        inputs["pixel_values"] = pixels_of(processor, pictures)
     return inputs
 
 

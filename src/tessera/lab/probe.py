@@ -1,4 +1,4 @@
-"""One linear layer over frozen features, fitted to its optimum by scikit-learn. Imports torch: protocols import it in functions.
+"""Linear maps of frozen features, fitted to their optimum by scikit-learn. Imports torch: protocols import it in functions.
 
 Shapes: P training rows, T test rows, D features, C classes.
 """
@@ -24,6 +24,19 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, classes: int, ridg
     found = torch.full((len(test), classes), -torch.inf, dtype=torch.float64)
     found[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_log_proba(test.double().numpy()))
     return found
+
+
+def ridge(train: Tensor, targets: Tensor, test: Tensor, weight: float = 1.0) -> Tensor:
+    """What a ridge regression on the training rows says of test rows, [T, C] float64: the squared errors and `weight` times the
+    squares of the weights, that of the constant included.
+
+    train [P, D], targets [P, C], test [T, D]. Both are standardised here, by the training rows.
+    """
+    from sklearn.linear_model import Ridge
+
+    x, at = (torch.cat([v, torch.ones(len(v), 1)], 1).double().numpy() for v in standardised(train, test))
+    model = Ridge(alpha=weight, fit_intercept=False, solver="cholesky").fit(x, targets.double().numpy())
+    return torch.from_numpy(model.predict(at))
 
 
 def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:

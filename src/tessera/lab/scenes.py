@@ -14,8 +14,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tessera.data.packing import IGNORED
 from tessera.errors import TesseraError
 from tessera.lab.protocols.base import APART
+from tessera.lab.rows import features_of, packed, pixels_of, right_answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 Asked: TypeAlias = "tuple[int, list[int]]"
 """(image, numbers of its questions)."""
 CHUNK = 32
-"""Images that are read at once, and rows that are tested at once."""
+"""Rows that are tested at once."""
 
 
 @dataclass(slots=True)
@@ -59,9 +61,7 @@ def scenes(
 
     side = int(model.image_size)
     world = World(split=split, kinds={"scene": 1.0}, things=things)
-    key = "pixel_values" if model.model.coupling.sees == "pixels" else "visual_features"
-    made = Scenes(torch.empty(0), key, [], [])
-    seen: list[Tensor] = []
+    made = Scenes(torch.empty(0), key_of(model), [], [])
     pictures: list[Any] = []
     for index in range(count):
         sample = world[APART * seed + index]
@@ -70,15 +70,21 @@ def scenes(
         if own:
             made.asked.append((index, list(range(len(made.questions), len(made.questions) + len(own)))))
             made.questions += [(list(processor.question_ids(q.text)), list(processor.answer_ids(q.answer))) for q in own]
-        if len(pictures) == CHUNK or index == count - 1:
-            pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            with torch.no_grad():
-                seen.append(pixels if key == "pixel_values" else model.encode_images(pixels).features)
-            pictures = []
     if not made.asked:
         raise TesseraError(f"the first {count} scenes give no question of the types {', '.join(types)}; take more.")
-    made.seen = torch.cat(seen)
+    made.seen = seen_by(model, processor, pictures)
     return made
+
+
+def key_of(model: Any) -> str:
+    """What a model is given of pictures: what its encoders say, or pixels where its coupling reads them."""
+    return "pixel_values" if model.model.coupling.sees == "pixels" else "visual_features"
+
+
+def seen_by(model: Any, processor: Any, pictures: Sequence[Any]) -> Tensor:
+    """That of some pictures, see `Scenes.seen`."""
+    found = pixels_of(processor, pictures)
+    return found if key_of(model) == "pixel_values" else features_of(model, found)
 
 
 def coarse(seen: Tensor, side: int) -> Tensor:
@@ -98,14 +104,9 @@ def batch(pool: Scenes, processor: Any, asked: Sequence[Asked], *, alone: bool, 
 
     image: own, mismatched (the next scene's) or none.
     """
-    from tessera.data.packing import collate, pack
-
     rows = [(i, [n]) for i, numbers in asked for n in numbers] if alone else asked
-    prefix = processor.prefix_ids(0 if image == "none" else 1)
-    packs = [pack(prefix, [(*pool.questions[n], None) for n in numbers], processor.max_length) for _, numbers in rows]
-    if lost := sum(len(numbers) for _, numbers in rows) - sum(p.questions for p in packs):
-        raise TesseraError(f"{lost} questions do not fit their rows of {processor.max_length} tokens: ask fewer of a scene.")
-    inputs = collate(packs)
+    items = [[(*pool.questions[n], None) for n in numbers] for _, numbers in rows]
+    inputs = packed(processor, items, images=0 if image == "none" else 1)
     if image != "none":
         shift = 1 if image == "mismatched" else 0
         inputs[pool.key] = pool.seen[[(i + shift) % len(pool.seen) for i, _ in rows]]
@@ -171,8 +172,6 @@ def _shuffled_routers(model: Any) -> Iterator[None]:
 
 def answers(model: Any, inputs: dict[str, Tensor], labels: Tensor, shuffled: bool = False) -> list[bool]:
     """Whether each answer of a batch is right; `shuffled`: a connector that reads questions reads the one of another row."""
-    from tessera.data.packing import IGNORED
-
     segments = inputs["segment_ids"]
     asked = (labels == IGNORED) & (segments >= 0)
     inputs.pop("loss_weights")
@@ -180,11 +179,4 @@ def answers(model: Any, inputs: dict[str, Tensor], labels: Tensor, shuffled: boo
         ids, own = (inputs["input_ids"].roll(1, 0), asked.roll(1, 0)) if shuffled else (inputs["input_ids"], asked)
         features = model.model.project(inputs.pop("visual_features"), model.model.question(ids, own))
         inputs["image_features"] = features
-    said = model(**inputs).logits[:, :-1].argmax(-1)
-    wanted, of = labels[:, 1:], segments[:, 1:]
-    wrong = (said != wanted) & (wanted != IGNORED)
-    found = []
-    for row in range(len(labels)):
-        for segment in of[row][wanted[row] != IGNORED].unique().tolist():
-            found.append(not bool(wrong[row][of[row] == segment].any()))
-    return found
+    return [right for row in right_answers(model(**inputs).logits, labels, segments) for right in row]

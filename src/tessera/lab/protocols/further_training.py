@@ -165,7 +165,8 @@ def trained(
     tests: Mapping[str, FineTuningPool],
 ) -> dict[str, float]:
     """The metrics of every test, of the model after its training with a seed."""
-    from tessera.lab.further import learn, plugged, said
+    from tessera.lab.around import plugged
+    from tessera.lab.further import learn, said
 
     losses = learn(model, processor, how, train_data, seed) if how.steps else []
     found: dict[str, float] = {}

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tessera.data.packing import Item
 from tessera.errors import TesseraError
+from tessera.lab.around import plugged
 from tessera.lab.experiment import Arm, Vary
 from tessera.lab.outcomes import Outcomes, per_seed
 from tessera.lab.protocols.base import APART, Protocol
 from tessera.lab.protocols.short_training import SMALL, TOWER
+from tessera.lab.rows import features_of, packed, pixels_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
     from tessera.lab.lab import Lab
     from tessera.lab.outcomes import Unit
 
-CHUNK = 32
-"""Pictures that are read at once."""
 TESTED = 77
 """Seed of the rows of the test, the same for all arms and seeds."""
 
@@ -165,20 +166,13 @@ def train_and_test_data(lab: Lab, protocol: LongInputs, seed: int) -> tuple[Pict
 
 def pictures(model: Any, processor: Any, split: str, count: int, seed: int = 0) -> Pictures:
     """`count` scenes of a split, a seed's own, with one thing each."""
-    import torch
-
     from tessera.world import World
 
     side = int(model.image_size)
     world = World(split=split, kinds={"scene": 1.0}, things=(1, 1))
     samples = [world[APART * seed + index] for index in range(count)]
-    seen = []
-    with torch.no_grad():
-        for begin in range(0, count, CHUNK):
-            drawn = [sample.drawings(size=(side, side))[0].image for sample in samples[begin : begin + CHUNK]]
-            pixels = processor.image_processor(drawn, return_tensors="pt")["pixel_values"]
-            seen.append(model.encode_images(pixels).features)
-    return Pictures(torch.cat(seen), [sample.truth()[0].category for sample in samples])
+    seen = pixels_of(processor, [sample.drawings(size=(side, side))[0].image for sample in samples])
+    return Pictures(features_of(model, seen), [sample.truth()[0].category for sample in samples])
 
 
 def batch(
@@ -187,14 +181,12 @@ def batch(
     """Rows of `shown` pictures, one of which, at a random place, shows the first kind asked for; none shows the second."""
     import torch
 
-    from tessera.data.packing import collate, pack
     from tessera.world.questions.phrasing import article
 
     def one(values: list[Any]) -> Any:
         return values[int(torch.randint(len(values), (1,), generator=draw))]
 
-    kinds, chosen, packs = sorted(set(pool.kinds)), list[int](), []
-    prefix = processor.prefix_ids(shown)
+    kinds, chosen, items = sorted(set(pool.kinds)), list[int](), list[list[Item]]()
     for _ in range(rows):
         there = one(kinds)
         absent = one([kind for kind in kinds if kind != there])
@@ -203,11 +195,8 @@ def batch(
         row[int(torch.randint(shown, (1,), generator=draw))] = one([i for i, kind in enumerate(pool.kinds) if kind == there])
         chosen += row
         asked = [(f"Is there {article(kind)} {kind}?", answer) for kind, answer in ((there, "yes"), (absent, "no"))]
-        items = [(list(processor.question_ids(text)), list(processor.answer_ids(said)), None) for text, said in asked]
-        packs.append(pack(prefix, items, processor.max_length))
-        if packs[-1].questions != len(items):
-            raise TesseraError(f"two questions behind {shown} pictures do not fit {processor.max_length} tokens: show fewer.")
-    inputs = collate(packs)
+        items.append([(list(processor.question_ids(text)), list(processor.answer_ids(said)), None) for text, said in asked])
+    inputs = packed(processor, items, shown)
     inputs["visual_features"] = pool.seen[chosen[shown:] + chosen[:shown] if mismatched else chosen]
     return inputs
 
@@ -230,7 +219,7 @@ def trained(
 
     @contextmanager
     def around(step: int) -> Iterator[None]:
-        with torch.random.fork_rng(devices=[]), _plugged(model, train):
+        with torch.random.fork_rng(devices=[]), plugged(model, train):
             torch.manual_seed(1_000_000 * seed + step)  # what a part draws does not depend on what was drawn before
             yield
 
@@ -243,20 +232,9 @@ def trained(
         for begin in range(0, protocol.tested, protocol.rows):
             rows = min(protocol.rows, protocol.tested - begin)
             inputs = batch(shown, processor, rows, count, draw, bool(asked.get("mismatched")))
-            with torch.no_grad(), _plugged(model, asked.get("plug", {})):
+            with torch.no_grad(), plugged(model, asked.get("plug", {})):
                 losses.append(float(model(**inputs).loss))
                 correct = answers(model, inputs, inputs.pop("labels"))
             right, total = right + sum(correct), total + len(correct)
         found[name] = {"accuracy": right / total, "loss": sum(losses) / len(losses)}
     return found
-
-
-@contextmanager
-def _plugged(model: Any, parts: Mapping[str, Any]) -> Iterator[None]:
-    from tessera.hosts.plug import attach, part_named
-
-    if not parts:
-        yield
-        return
-    with attach(model).plug(*(part_named(name, dict(options)) for name, options in parts.items())):
-        yield
