@@ -55,7 +55,8 @@ def average_precision(found: Sequence[Sequence[Located]], truth: Truths, iou: fl
     that it overlaps most; precision is the best at or beyond each of 101 recalls.
 
     The mean over labels that the truth has; pooled: one ranking of all labels, which says more of scores where each label is
-    rare. 0 if there is nothing to find. Raises `UserError` unless `found` and `truth` are of the same images.
+    rare. 0 if there is nothing to find. scikit-learn's `average_precision_score` ranks labelled scores: it knows no thing that
+    nothing found, and no interpolation. Raises `UserError` unless `found` and `truth` are of the same images.
     """
     _check(found, truth)
     labels = sorted({label for things in truth for label, _ in things})

@@ -1,8 +1,11 @@
 """Linear layers for inference: weights packed once for oneDNN where PyTorch has it, plain matrix products elsewhere.
 
-PyTorch multiplies float32 matrices on a CPU with MKL, which on processors of other makers than Intel's reaches less than half of
-what oneDNN does with the same instructions. PyTorch ships both; its compiler packs frozen weights for oneDNN by the operators
-that are used here. For very few rows the plain product of a small matrix is faster, so both forms of those are held.
+PyTorch multiplies float32 matrices on a CPU with MKL, whether or not oneDNN, which it ships too, is faster. Its compiler packs
+frozen weights for oneDNN by the operators that are used here; they are private, so `pack` tries them first and does without.
+Measured in processor time, one thread of an AMD EPYC with AVX-512, weights of 0.15 to 0.7 million: from 64 rows on the plain
+product takes 1.18 times as long (0.84 to 1.39), and the public way to oneDNN, `Tensor.to_mkldnn`, which converts the input of
+every call, 1.15 times (0.99 to 1.36), with 8 rows 1.1 to 1.9 times. Sixteen answers of 16 tokens take 1.17 times as long with
+plain products. For very few rows the plain product of a small matrix is faster, so both forms of those are held.
 
 Legend: N rows.
 """

@@ -6,7 +6,9 @@ is replaced by the nearest (semi-)orthogonal matrix, found by five Newton-Schulz
 `torch.optim.Muon` exists from torch 2.9 on; Tessera runs from 2.6 on, and takes torch's AdamW. Torch's Muon takes
 matrices of two dimensions, one after the other, and always iterates in bfloat16, which is slow on processors without
 it. Ours is one optimiser with AdamW, takes experts that are stacked in one tensor, and iterates in float32 unless told
-otherwise. A test holds its updates equal to torch's, up to rounding.
+otherwise. A test holds its updates equal to torch's, up to rounding. Measured in processor time, one thread of an AMD
+EPYC with bfloat16 instructions, nano's 103 matrices: torch's Muon and AdamW take 1.08 times as long as ours that
+iterates in bfloat16 too (0.99 to 1.22), and 0.57 times as long as ours in float32.
 
 Legend: R rows, C columns of a matrix, S matrices of one shape that are orthogonalised together.
 """

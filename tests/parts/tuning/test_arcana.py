@@ -147,6 +147,26 @@ def test_a_shared_mask_is_plain_lora_and_a_random_one_another_thing(host: Any) -
     assert not torch.equal(said["modality"], said["random"]) and not torch.equal(said["modality"], said["shared"])
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_a_shared_mask_is_the_lora_of_peft(host: Any) -> None:
+    peft = pytest.importorskip("peft")
+    tuning = Arcana(Arcana.Config(**RANKS, scale=1.5, spread=0.5, mask="shared", layers=("q_proj", "down_proj")))
+    with tessera.plug(host.model, tuning) as plugged:
+        names = {f"{n}/{name.replace('.', '/')}": m for n, each in enumerate(plugged.layers) for name, m in each.named_modules()}
+        wanted = logits(host)
+    assert tuning.pairs is not None
+    paths = {module: name for name, module in host.model.named_modules()}
+    targets = {paths[names[key]]: pair for key, pair in tuning.pairs.items()}
+    # Its alpha stands for the scale times the rank.
+    adapted = peft.get_peft_model(host.model, peft.LoraConfig(r=5, lora_alpha=7.5, target_modules=list(targets)))
+    assert not torch.allclose(logits(host), wanted)
+    for path, pair in targets.items():
+        lora = adapted.get_base_model().get_submodule(path)
+        lora.lora_A.default.weight.data.copy_(pair.text_down)
+        lora.lora_B.default.weight.data.copy_(pair.text_up)
+    torch.testing.assert_close(logits(host), wanted)
+
+
 def test_it_goes_with_a_part_that_drops_tokens(host: Any) -> None:
     from tessera.hosts.plug import part_named
 

@@ -10,6 +10,8 @@ own sequence, also behind parts that drop tokens, where the released code counts
 into the weights and leaves the difference as the visual one, so that generated tokens cost nothing; a full merge is impossible,
 because two tokens then see different weights. A random start of the second factors serves tests of the wiring.
 
+PEFT has no such tuner: its LoRA sends all tokens of a row through the same update. A test holds `mask="shared"` equal to it.
+
 Shapes: B rows, K tokens at a layer, I and O widths of a linear layer, r_V and r_T ranks.
 """
 
