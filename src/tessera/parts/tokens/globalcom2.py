@@ -17,7 +17,6 @@ Shapes: T tiles, R x C raster of the thumbnail, H x W raster of the canvas, V vi
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +25,9 @@ from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import Block, HostPart, LayerView, Positions, Selection
+from tessera.hosts.part import Block, LayerView
 from tessera.hosts.taps import listen
+from tessera.hosts.token_reduction import OneDrop
 from tessera.nn.raster import Raster, for_rows, on_prompt, raster
 from tessera.nn.reduction import share, top_by_group
 from tessera.registry import part
@@ -131,50 +131,22 @@ def _pairs(places: Raster) -> list[tuple[Block, Block, int]]:
 
 
 @part("globalcom2", socket="tokens", catalog=347)
-class GlobalCom2(HostPart):
+class GlobalCom2(OneDrop):
     """Compresses thumbnail and tiles in front of the first decoder layer."""
 
     needs = ("tower attention", "class token", "token map", "raster")
-    claims = ("visual tokens",)
 
     @config
-    class Config:
-        """keep: share R of the thumbnail's and, on average, of the tiles' tokens that stays, 0 to 1.
-        temperature: of the softmax over tiles.
-        block: tower block whose attention is read, negative ones from the last.
-        positions: of the tokens that stay."""
+    class Config(OneDrop.Config):
+        """temperature: of the softmax over tiles; keep is the share R of the thumbnail's and, on average, of the tiles' tokens.
+        block: tower block whose attention is read, negative ones from the last."""
 
-        keep: float = 0.25
         temperature: float = 10.0
         block: int = -1
-        positions: Positions = "keep"
-
-        def validate_keep(self) -> None:
-            if not 0 <= self.keep <= 1:
-                raise ValueError(f"keep is a share from 0 to 1, not {self.keep}.")
 
         def validate_temperature(self) -> None:
             if self.temperature <= 0:
                 raise ValueError(f"temperature must be above 0, not {self.temperature}.")
-
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """Every token stays."""
-        return {"keep": 1.0}
-
-    @classmethod
-    def example(cls, layers: int) -> dict[str, Any]:
-        """Half of the tokens stay."""
-        return {"keep": 0.5}
-
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The first layer."""
-        return () if self.config.keep >= 1 else (0,)
 
     def install(self, host: Host, undo: ExitStack) -> None:
         """Listens to the class token in one block of the tower. Raises `UserError` for a block that does not exist."""
@@ -190,17 +162,10 @@ class GlobalCom2(HostPart):
 
         listen(host.architecture.attention(blocks[self.config.block]), hook, undo)
 
-    def select(self, view: LayerView) -> Selection | None:
-        """Compresses at layer 0."""
-        if view.layer or self.config.keep >= 1 or not bool(view.visual.any()):
-            return None
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """What stays of thumbnail and tiles."""
         places = raster(view.layouts(), view.hidden.device)
         images, host = view.sequence.images, view.host
         score = host.architecture.family.token_scores(host.model, images.raw[self.config.block, _LOGITS], images.inputs)
-        stays = compressed(for_rows(score.to(view.hidden.device), view.visual), places, self.config.keep, self.config.temperature)
-        return Selection(keep=on_prompt(stays, view.visual, True))
-
-    @classmethod
-    def budget(cls, share: float, layers: int) -> dict[str, Any]:
-        """Dropping happens in front of the first layer."""
-        return {"keep": share}
+        stays = compressed(for_rows(score.to(view.hidden.device), view.visual), places, ratio, self.config.temperature)
+        return on_prompt(stays, view.visual, True)
