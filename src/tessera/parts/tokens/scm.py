@@ -25,6 +25,7 @@ from tessera.config import config
 from tessera.errors import UserError
 from tessera.hosts.part import LayerView, Tap
 from tessera.hosts.token_reduction import OneDrop
+from tessera.nn.raster import on_prompt, raster
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -86,16 +87,9 @@ class ScaleCompression(OneDrop):
                 raise UserError(f"scm: detail names {len(counts)} rows, but the prompt has {rows}.")
             limit = torch.tensor(counts, device=sequence.visual.device).repeat_interleave(rows // len(counts))
             return sequence.visual & (sequence.image_of < limit[:, None])
-        found = torch.zeros_like(sequence.visual)
-        for row, layouts in enumerate(view.layouts()):
-            places = sequence.visual[row].nonzero()[:, 0]
-            start = 0
-            for layout in layouts:
-                for block in layout.blocks:
-                    if not block.whole:
-                        first = start + block.start
-                        found[row, places[first : first + block.rows * (block.columns + block.newline)]] = True
-                start += layout.tokens
+        places = raster(view.layouts(), sequence.visual.device)
+        tiles = torch.tensor([*(not block.whole for _, block in places.blocks), False], device=places.block.device)
+        found = on_prompt(tiles[places.block], sequence.visual, False)
         if not bool(found.any()):
             raise UserError(
                 "scm finds no tiles in this prompt: say with detail=(n,) how many of the first images are the detail layer."
