@@ -11,17 +11,13 @@ import ast
 import pytest
 from scripts import write_layers as layers
 
-ROOMS_TO_UNTIE = [["hosts", "models"]]
-"""Circles of rooms that still stand: hosts make tiny composed models, whose parts are told from parts for hosts."""
 LAYERED = [name for name in sorted(layers.rooms()) if name != layers.FACADE and layers.named_layers(name)]
 """Rooms whose docstring names their layers."""
 
 
-def test_rooms_form_no_circle_but_those_to_untie() -> None:
+def test_rooms_form_no_circle() -> None:
     found = layers.circles(layers.rooms())
-    new = [circle for circle in found if circle not in ROOMS_TO_UNTIE]
-    assert not new, f"what two rooms share moves down into a third: {[layers.reasons(circle) for circle in new]}"
-    assert [circle for circle in ROOMS_TO_UNTIE if circle not in found] == [], "untied: take it off the list"
+    assert not found, f"what two rooms share moves down into a third: {[layers.reasons(circle) for circle in found]}"
 
 
 @pytest.mark.parametrize("name", sorted(layers.rooms()))

@@ -101,13 +101,13 @@ def test_a_run_again_measures_nothing_and_says_the_same(home: Path, monkeypatch:
 
 def test_what_behaves_otherwise_is_stale_and_a_rename_is_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify.verify("tokens", "random", CLAIMS, lab_at(home))
+    from tessera.hosts import token_reduction
     from tessera.nn import reduction
-    from tessera.parts.tokens import random
 
     keep = reduction.keep_share
-    monkeypatch.setattr(random, "keep_share", lambda *arguments: keep(*arguments))
+    monkeypatch.setattr(token_reduction, "keep_share", lambda *arguments: keep(*arguments))
     assert stale(home) == {}
-    monkeypatch.setattr(random, "keep_share", lambda score, *rest: keep(-score, *rest))
+    monkeypatch.setattr(token_reduction, "keep_share", lambda score, *rest: keep(-score, *rest))
     found = stale(home)
     assert found.keys() == {"sure", "keeps", "cheap"}
     assert all("part tokens/random behaves otherwise" in " ".join(why) for why in found.values())

@@ -75,9 +75,9 @@ def test_keep_share_counts_the_tokens_of_the_prompt_not_those_that_are_left() ->
     score = torch.tensor([[9.0, 1, 2, 3, 4, 5, 6, 9]])
     index = torch.tensor([[0, 2, 3, 5, 6, 7, 7]])  # logical places; the last one is a filler
     present = torch.tensor([[True] * 6 + [False]])
-    keep = keep_share(score, group, index, present, 0.5)
+    keep = keep_share(score.gather(1, index), group, index, present, 0.5)
     assert keep.tolist() == [[True, True, True, False, True, True, True]]  # 2 of 4, 1 of 2
-    nothing = keep_share(score, torch.full_like(group, -1), index, present, 0.0)
+    nothing = keep_share(score.gather(1, index), torch.full_like(group, -1), index, present, 0.0)
     assert bool(nothing.all())
 
 

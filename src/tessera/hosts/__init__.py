@@ -8,7 +8,7 @@ Layers, the lowest first; a module imports its own layer and those below:
     caches         caches remap
     forward        forward
     contract       contract rotary layer_inputs reader pixels
-    part           part context clips
+    part           part context token_reduction clips
     hooks          inputs captures boundary positions layers logits report
     plugging       plug check
 """

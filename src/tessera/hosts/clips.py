@@ -1,14 +1,14 @@
-"""The contract of socket `video`: the frames of a clip -> which of their visual tokens the language model gets.
+"""What a part of socket `video` is: it reads the frames of a clip and says which of their visual tokens the language model gets.
 
-A clip is a run of images of one prompt, in the order in which they are shown, that have the same size. A video part is a
-`HostPart` that sees the pixels under every visual token; everything about prompts, rasters and families is done here.
+A clip is a run of images of one prompt, in the order in which they are shown, that have the same size. A video part is a token
+reduction that sees the pixels under every visual token; everything about prompts, rasters and families is done here.
 
 Legend: F frames of a clip, n visual tokens of a frame, P pixel values under a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import ClassVar
 
@@ -17,19 +17,18 @@ from torch import Tensor
 
 from tessera.errors import UserError
 from tessera.hosts.contract import Host
-from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.part import LayerView
 from tessera.hosts.prompts import Images
 from tessera.hosts.sequence import images_of_rows
-from tessera.hosts.values import Selection
+from tessera.hosts.token_reduction import TokenReduction
 from tessera.nn.layout import Layout
 from tessera.nn.raster import on_prompt
 
 
-class ClipPart(HostPart):
+class ClipPart(TokenReduction):
     """Drops visual tokens of clips in front of the first decoder layer. Write `stays`; a single image is a clip of one frame."""
 
     needs = ("raster",)
-    claims = ("visual tokens",)
     reads_question = False
     images: ClassVar[int] = 2
 
@@ -37,24 +36,18 @@ class ClipPart(HostPart):
         """Pixels [F, n, P] of a clip, as the model is given them -> [F, n] bool: the tokens that go on."""
         raise NotImplementedError
 
-    def idle(self) -> bool:
-        """Whether every token goes on, whatever the clip."""
-        return False
+    def shares(self, layers: int) -> Mapping[int, float]:
+        """The first layer; how many tokens go on depends on the clip."""
+        return {0: 1.0}
 
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The first layer."""
-        return () if self.idle() else (0,)
-
-    def select(self, view: LayerView) -> Selection | None:
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
         """Asks `stays` for every clip of every row. Raises `UserError` for a family whose pixels are not known by token."""
-        if view.layer or self.idle() or not bool(view.visual.any()):
-            return None
         sequence = view.sequence
         frames = pixels_of_tokens(view.host, sequence.images)
         rows = images_of_rows(sequence.visual, [len(frame) for frame in frames])
         found = [self.stays(torch.stack(clip)).flatten() for row in rows for clip in clips([frames[image] for image in row])]
         keep = on_prompt(torch.cat(found).to(view.visual.device), sequence.visual, True)
-        return Selection(keep=keep.gather(1, view.index) | ~view.visual)
+        return keep.gather(1, view.index) | ~view.visual
 
 
 def clips(frames: Sequence[Tensor]) -> list[list[Tensor]]:

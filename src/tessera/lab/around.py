@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tessera.evaluation.answering import Answer, Generates, HasText, Row
 
 if TYPE_CHECKING:
-    from tessera.generation.agent import ModelInterface
+    from tessera.generation.agent import Agent, ModelInterface
+    from tessera.hosts.pixels import Pixels
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def plugged(model: Any, parts: Mapping[str, Mapping[str, Any]]) -> Iterator[None
 class ThroughViews:
     """A model is shown the views that a part of socket `pixels` makes of every picture, in their order."""
 
-    def __init__(self, model: Generates, part: Any) -> None:
+    def __init__(self, model: Generates, part: Pixels) -> None:
         self.model, self.part = model, part
 
     def answer_batch(self, rows: Sequence[Row], max_new_tokens: int) -> Sequence[Sequence[HasText]]:
@@ -42,7 +43,7 @@ class ThroughViews:
 class ByAgent:
     """A part of socket `agents` answers, with a model as its eye. Rows hold one picture each."""
 
-    def __init__(self, eye: ModelInterface, part: Any) -> None:
+    def __init__(self, eye: ModelInterface, part: Agent) -> None:
         self.eye, self.part = eye, part
 
     def answer_batch(self, rows: Sequence[Row], max_new_tokens: int) -> list[list[HasText]]:

@@ -79,12 +79,12 @@ def top_by_group(score: Tensor, group: Tensor, count: Tensor) -> Tensor:
 def keep_share(score: Tensor, group: Tensor, index: Tensor, present: Tensor, ratio: float) -> Tensor:
     """[B, K] bool: everything that is in no group, and of each group floor(ratio x its size in the prompt) tokens, by score.
 
-    score [B, S] and group [B, S] (-1 for none) tell of the full prompt, `index [B, K]` which of its tokens are left,
-    present [B, K] bool which of those are no fillers.
+    group [B, S] (-1 for none) tells of the full prompt, `index [B, K]` which of its tokens are left, present [B, K] bool which of
+    those are no fillers, score [B, K] how much they matter.
     """
     size = share(group_sizes(group, max(int(group.max()) + 1, 1)), ratio)
     left = group.gather(1, index).masked_fill(~present, -1)
-    return (left < 0) | top_by_group(score.gather(1, index), left, size)
+    return (left < 0) | top_by_group(score, left, size)
 
 
 def hashed(number: Tensor, seed: int) -> Tensor:

@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     tiny, host = made("llava")
     with pytest.raises(UserError, match="detail"), host.plug("scm"), torch.no_grad():
         tiny.model(**tiny.inputs())
-    with pytest.raises(UserError, match="last is"), host.plug("scm", layer=99):
+    with pytest.raises(UserError, match="no layer 99"), host.plug("scm", layer=99):
         pass
     for wrong in ({"keep": 1.5}, {"layer": 0}, {"detail": (-1,)}):
         with pytest.raises(UserError):

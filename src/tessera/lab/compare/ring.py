@@ -24,7 +24,6 @@ QUESTION = "Where is the dog?"
 """What is asked where only the cost matters."""
 ANSWER = 2
 """Tokens of that answer, about as many as answers have."""
-BUILT = ("pixels", "encoders", "experts", "tokens", "connectors", "couplings")
 """Sockets of composed models."""
 
 
@@ -44,13 +43,11 @@ class Entrant:
 
 def way_of(part: registry.Part) -> str:
     """How a part takes part: "plugged", "around", "trained", "" not at all."""
-    from tessera.models.parts import plugs_into_hosts
+    from tessera.models.parts import SOCKETS
 
-    if plugs_into_hosts(part.target):
-        return "plugged"
-    if callable(getattr(part.target, "views", None)) or callable(getattr(part.target, "answer", None)):
-        return "around"
-    return "trained" if part.socket in BUILT and hasattr(part.target, "Config") else ""
+    if "plugged" in part.uses or "around" in part.uses:
+        return "plugged" if "plugged" in part.uses else "around"
+    return "trained" if "built" in part.uses and part.socket in SOCKETS.values() else ""
 
 
 class Ring:
@@ -108,13 +105,13 @@ class Ring:
     def _around(self, part: registry.Part) -> Iterator[Entrant]:
         from tessera.config import build
         from tessera.generation.host_generate import HostGenerator
+        from tessera.hosts.pixels import Pixels
         from tessera.lab.around import ByAgent, ThroughViews
 
         side = int(getattr(self.model, "image_size", 0)) or 336
-        example = getattr(part.target, "example", dict)
-        options = {name: side for name in ("tile",) if name in example()}
+        options = part.target.example(side) if issubclass(part.target, Pixels) else {}
         made = part.target(build(part.target.Config, options, part.name))
-        if hasattr(part.target, "views"):
+        if isinstance(made, Pixels):
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
             from tessera.generation.agent import SessionModel

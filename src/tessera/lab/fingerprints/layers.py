@@ -32,7 +32,7 @@ def layers() -> Numbers:
     exact("share", reduction.share(torch.tensor([7, 10, 3]), 0.3))
     index = torch.tensor([[0, 1, 3, 4, 7, 9], [0, 2, 3, 5, 6, 0]])
     present = torch.tensor([[True] * 6, [True] * 5 + [False]])
-    exact("keep_share", reduction.keep_share(score, group, index, present, 0.5))
+    exact("keep_share", reduction.keep_share(score.gather(1, index), group, index, present, 0.5))
     exact("hashed", reduction.hashed(torch.arange(6), 3))
     exact("dispersed", reduction.dispersed(torch.arange(16) // 4, torch.arange(16) % 4).argsort())
     ids = torch.tensor([[0, 0, 1, 1, 2, 2], [-1, 0, 0, 1, 1, -1]])

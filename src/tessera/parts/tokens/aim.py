@@ -17,7 +17,7 @@ Shapes: G images of equal size, N tokens each, E width; B rows, H heads, K token
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.part import LayerView
 from tessera.hosts.taps import listen
-from tessera.hosts.values import Positions, Selection
+from tessera.hosts.token_reduction import TokenReduction
+from tessera.hosts.values import Selection
 from tessera.nn.raster import on_prompt, raster
 from tessera.nn.reduction import share
 from tessera.registry import part
@@ -126,18 +127,15 @@ def logits_of(query: Tensor, key: Tensor, mask: Any, scaling: float | None, real
 
 
 @part("aim", socket="tokens", catalog=270)
-class AIM(HostPart):
+class AIM(TokenReduction):
     """Merges at layer 0, prunes from the middle on."""
 
-    claims = ("visual tokens",)
-
     @config
-    class Config:
+    class Config(TokenReduction.Config):
         """merge: share of an image's tokens that is left after merging, 1 merges nothing.
         prune: whether tokens are pruned inside the language model.
         start, stop: behind the layers from start on, fewer visual tokens go on, behind stop - 1 none; None: a half and 22/28.
-        temperature, steps: of PageRank.
-        positions: of the tokens that stay."""
+        temperature, steps: of PageRank."""
 
         merge: float = 0.25
         prune: bool = True
@@ -145,7 +143,6 @@ class AIM(HostPart):
         stop: int | None = None
         temperature: float = 0.1
         steps: int = 5
-        positions: Positions = "keep"
 
         def validate_merge(self) -> None:
             if not 0 < self.merge <= 1:
@@ -165,12 +162,11 @@ class AIM(HostPart):
         """Half of the tokens after merging, then the authors' schedule."""
         return {"merge": 0.5}
 
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
+    def shares(self, layers: int) -> Mapping[int, float]:
+        """The first layer, which merges, and what `pruned` says."""
+        return {0: self.config.merge, **self.pruned(layers)}
 
-    def shares(self, layers: int) -> dict[int, float]:
+    def pruned(self, layers: int) -> dict[int, float]:
         """Layer -> share of the merged tokens. Raises `UserError` where the options do not fit `layers` layers."""
         if not self.config.prune:
             return {}
@@ -183,12 +179,12 @@ class AIM(HostPart):
 
     def boundaries(self, host: Host) -> Collection[int]:
         """The first layer, and those around the layers that rank."""
-        shares = self.shares(host.layer_count)
-        return {0} | set(shares) | {layer - 1 for layer in shares}
+        pruned = self.pruned(host.layer_count)
+        return {0, *pruned, *(layer - 1 for layer in pruned)}
 
     def install(self, host: Host, undo: ExitStack) -> None:
         """Listens to the attention of the layers behind which tokens are pruned."""
-        for layer, left in self.shares(host.layer_count).items():
+        for layer, left in self.pruned(host.layer_count).items():
             if left == 0:  # nothing stays, so nothing is ranked
                 continue
             listen(host.architecture.attention(host.layers[layer - 1]), self._ranking(host, layer), undo)
@@ -210,26 +206,26 @@ class AIM(HostPart):
         return listener
 
     def select(self, view: LayerView) -> Selection | None:
-        """Merges in front of layer 0, prunes by the ranking that the layer before left."""
-        if not bool(view.visual.any()):
-            return None
-        shares, notes = self.shares(view.host.layer_count), view.sequence.notes
-        if shares.get(view.layer + 1):
-            notes["aim", "asked", view.layer + 1] = True
-        if view.layer == 0:
-            return self._merge(view)
-        if view.layer not in shares:
-            return None
-        if shares[view.layer] == 0:
-            return Selection(keep=~view.visual)
-        left = share(notes["aim", "merged"], shares[view.layer])
-        return Selection(keep=view.keep_top(notes.pop(("aim", "rank", view.layer)), left))
+        """Has the layer rank if the next one prunes."""
+        if self.pruned(view.host.layer_count).get(view.layer + 1) and bool(view.visual.any()):
+            view.sequence.notes["aim", "asked", view.layer + 1] = True
+        return super().select(view)
 
-    def _merge(self, view: LayerView) -> Selection | None:
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """By the ranking that the layer before left, of a row's images together."""
+        if ratio == 0:
+            return ~view.visual
+        left = share(view.sequence.notes["aim", "merged"], ratio)
+        return view.keep_top(view.sequence.notes.pop(("aim", "rank", view.layer)), left)
+
+    def merge(self, view: LayerView, ratio: float) -> Selection:
+        """In front of layer 0, image by image; later layers prune."""
         sequence = view.sequence
+        if view.layer:
+            return super().merge(view, ratio)
         sequence.notes["aim", "merged"] = view.visual.sum(1)
-        if self.config.merge >= 1:
-            return None
+        if ratio >= 1:
+            return Selection()
         image = sequence.image_of
         if "raster" in view.host.architecture.capabilities:
             image = image.masked_fill(on_prompt(raster(view.layouts(), image.device).newline, sequence.visual, False), -1)
@@ -241,7 +237,7 @@ class AIM(HostPart):
         tokens, stays = hidden.view(-1, hidden.shape[-1]), keep.view(-1)
         for size in sizes.unique().tolist():
             places = flat[first[sizes == size][:, None] + torch.arange(size, device=flat.device)]
-            fewer, kept = merged_to(tokens[places], max(1, int(size * self.config.merge)))
+            fewer, kept = merged_to(tokens[places], max(1, int(size * ratio)))
             slots = places.gather(1, kept)
             tokens[slots] = fewer
             stays[slots] = True

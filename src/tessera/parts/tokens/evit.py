@@ -18,7 +18,6 @@ Shapes: M images or tiles, N patches of each (without the class token), D width 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,9 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
+from tessera.hosts.part import LayerView
 from tessera.hosts.taps import listen, probabilities
-from tessera.hosts.values import Positions, Selection
+from tessera.hosts.token_reduction import OneDrop
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -153,24 +152,21 @@ class _Blocks:
 
 
 @part("evit", socket="tokens", catalog=368)
-class EViT(HostPart):
+class EViT(OneDrop):
     """Drops patches in the vision tower; the language model then sees what is left."""
 
     needs = ("tower attention", "class token", "token map")
-    claims = ("visual tokens",)
     reads_question = False
 
     @config
-    class Config:
+    class Config(OneDrop.Config):
         """keep: share of the patches that goes on from each chosen block, above 0, at most 1.
         blocks: of the tower, rising; None: those behind a quarter, a half and three quarters, as 3, 6, 9 of 12.
-        fuse: whether dropped patches become one token, or are gone.
-        positions: of the tokens that the language model sees."""
+        fuse: whether dropped patches become one token, or are gone."""
 
         keep: float = 0.7
         blocks: tuple[int, ...] | None = None
         fuse: bool = True
-        positions: Positions = "keep"
 
         def validate_keep(self) -> None:
             if not 0 < self.keep <= 1:
@@ -182,23 +178,13 @@ class EViT(HostPart):
                 raise ValueError(f"blocks must be rising numbers from 0, not {blocks}.")
 
     @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """Every patch goes on."""
-        return {"keep": 1.0}
-
-    @classmethod
     def example(cls, layers: int) -> dict[str, Any]:
         """Half of the patches behind the first block."""
         return {"keep": 0.5, "blocks": (0,)}
 
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The first layer."""
-        return () if self.config.keep >= 1 else (0,)
+    @classmethod
+    def budget(cls, share: float, layers: int) -> None:
+        """How many are left depends on the tower's depth."""
 
     def chosen(self, host: Host) -> tuple[int, ...]:
         """The blocks that drop. Raises `UserError` for one that does not exist or that the projector does not read from."""
@@ -242,11 +228,9 @@ class EViT(HostPart):
             hooks.install(block, block.get_submodule(attention_name(block, architecture.attention(block))), mlp, undo)
         undo.callback(projector.register_forward_hook(hooks.behind_projector).remove)
 
-    def select(self, view: LayerView) -> Selection | None:
-        """At layer 0 the places of dropped patches, which hold zeros, go."""
-        if view.layer or self.config.keep >= 1 or not bool(view.visual.any()):
-            return None
-        return Selection(keep=~view.visual | (view.hidden != 0).any(-1))
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """The places of dropped patches, which hold zeros, go."""
+        return ~view.visual | (view.hidden != 0).any(-1)
 
 
 def attention_name(block: nn.Module, attention: nn.Module) -> str:

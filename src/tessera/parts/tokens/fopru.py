@@ -14,18 +14,19 @@ Shapes: B rows, K tokens per row, G images per row, V visual tokens of the batch
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection, Tap
+from tessera.hosts.part import LayerView
+from tessera.hosts.token_reduction import OneDrop
+from tessera.hosts.values import Tap
 from tessera.nn.raster import Raster, on_prompt, raster
-from tessera.nn.reduction import keep_share, share, top_by_group
+from tessera.nn.reduction import share, top_by_group
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -52,49 +53,21 @@ def significant_rows(score: Tensor, places: Raster, keep: float) -> Tensor:
 
 
 @part("fopru", socket="tokens", catalog=244)
-class FoPru(HostPart):
+class FoPru(OneDrop):
     """Drops the visual tokens of low significance in front of the first decoder layer."""
 
     needs = ("tower attention", "token map")
-    claims = ("visual tokens",)
     reads_question = False
 
     @config
-    class Config:
-        """keep: share of an image's tokens (rank) or rows (row) that stay, 0 to 1.
-        strategy: single tokens, or rows of the raster.
+    class Config(OneDrop.Config):
+        """strategy: single tokens, or rows of the raster; keep is the share of either.
         score: attention received from all tokens, or from the class token.
-        block: tower block whose attention is read, negative ones from the last; None: the one whose output the host uses.
-        positions: of the tokens that stay."""
+        block: tower block whose attention is read, negative ones from the last; None: the one whose output the host uses."""
 
-        keep: float = 0.25
         strategy: Literal["rank", "row"] = "rank"
         score: Literal["received", "class"] = "received"
         block: int | None = None
-        positions: Positions = "keep"
-
-        def validate_keep(self) -> None:
-            if not 0 <= self.keep <= 1:
-                raise ValueError(f"keep is a share from 0 to 1, not {self.keep}.")
-
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """Every token stays."""
-        return {"keep": 1.0}
-
-    @classmethod
-    def example(cls, layers: int) -> dict[str, Any]:
-        """Half of the tokens stay."""
-        return {"keep": 0.5}
-
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The first layer."""
-        return () if self.config.keep >= 1 else (0,)
 
     def install(self, host: Host, undo: ExitStack) -> None:
         """Checks what only some options need. Raises `UserError` with what the host lacks."""
@@ -111,19 +84,14 @@ class FoPru(HostPart):
         block = host.architecture.feature_block if self.config.block is None else self.config.block
         return {block: self.config.score}
 
-    def select(self, view: LayerView) -> Selection | None:
-        """Keeps the configured share at layer 0."""
-        if view.layer or self.config.keep >= 1 or not bool(view.visual.any()):
-            return None
-        score = view.tower_scores()
-        if self.config.strategy == "row":
-            places = raster(view.layouts(), score.device)
-            stay = significant_rows(score[view.visual], places, self.config.keep)
-            return Selection(keep=on_prompt(stay, view.visual, True))
-        image = view.sequence.image_of.masked_fill(~(view.visual & score.isfinite()), -1)
-        return Selection(keep=keep_share(score, image, view.index, view.present, self.config.keep))
+    def score(self, view: LayerView) -> Tensor:
+        """Significance."""
+        return view.tower_scores()
 
-    @classmethod
-    def budget(cls, share: float, layers: int) -> dict[str, Any]:
-        """Dropping happens in front of the first layer."""
-        return {"keep": share}
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """Single tokens, or rows."""
+        if self.config.strategy == "rank":
+            return super().keep(view, ratio)
+        score = self.score(view)
+        stay = significant_rows(score[view.visual], raster(view.layouts(), score.device), ratio)
+        return on_prompt(stay, view.visual, True)

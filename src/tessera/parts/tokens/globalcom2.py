@@ -17,8 +17,8 @@ Shapes: T tiles, R x C raster of the thumbnail, H x W raster of the canvas, V vi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection, Tap
+from tessera.hosts.part import LayerView
+from tessera.hosts.token_reduction import OneDrop
+from tessera.hosts.values import Tap
 from tessera.nn.layout import Block
 from tessera.nn.raster import Raster, on_prompt, raster
 from tessera.nn.reduction import share, top_by_group
@@ -120,65 +121,30 @@ def _pairs(places: Raster) -> list[tuple[Block, Block, int]]:
 
 
 @part("globalcom2", socket="tokens", catalog=347)
-class GlobalCom2(HostPart):
+class GlobalCom2(OneDrop):
     """Compresses thumbnail and tiles in front of the first decoder layer."""
 
     needs = ("tower attention", "class token", "token map", "raster")
-    claims = ("visual tokens",)
     reads_question = False
 
     @config
-    class Config:
-        """keep: share R of the thumbnail's and, on average, of the tiles' tokens that stays, 0 to 1.
-        temperature: of the softmax over tiles.
-        block: tower block whose attention is read, negative ones from the last.
-        positions: of the tokens that stay."""
+    class Config(OneDrop.Config):
+        """temperature: of the softmax over tiles; keep is the share R of the thumbnail's and, on average, of the tiles' tokens.
+        block: tower block whose attention is read, negative ones from the last."""
 
-        keep: float = 0.25
         temperature: float = 10.0
         block: int = -1
-        positions: Positions = "keep"
-
-        def validate_keep(self) -> None:
-            if not 0 <= self.keep <= 1:
-                raise ValueError(f"keep is a share from 0 to 1, not {self.keep}.")
 
         def validate_temperature(self) -> None:
             if self.temperature <= 0:
                 raise ValueError(f"temperature must be above 0, not {self.temperature}.")
 
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """Every token stays."""
-        return {"keep": 1.0}
-
-    @classmethod
-    def example(cls, layers: int) -> dict[str, Any]:
-        """Half of the tokens stay."""
-        return {"keep": 0.5}
-
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The first layer."""
-        return () if self.config.keep >= 1 else (0,)
-
     def tower_taps(self, host: Host) -> Mapping[int, Tap]:
         """What the class token asks of the patches in one block."""
         return {} if self.config.keep >= 1 else {self.config.block: "class logits"}
 
-    def select(self, view: LayerView) -> Selection | None:
-        """Compresses at layer 0."""
-        if view.layer or self.config.keep >= 1 or not bool(view.visual.any()):
-            return None
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """What stays of thumbnail and tiles."""
         places = raster(view.layouts(), view.hidden.device)
-        stays = compressed(view.tower_scores()[view.visual], places, self.config.keep, self.config.temperature)
-        return Selection(keep=on_prompt(stays, view.visual, True))
-
-    @classmethod
-    def budget(cls, share: float, layers: int) -> dict[str, Any]:
-        """Dropping happens in front of the first layer."""
-        return {"keep": share}
+        stays = compressed(view.tower_scores()[view.visual], places, ratio, self.config.temperature)
+        return on_prompt(stays, view.visual, True)

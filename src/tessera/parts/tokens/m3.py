@@ -16,20 +16,18 @@ Shapes: V visual tokens of the batch, C squares, f side of a square, E width.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tessera.config import config
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection
+from tessera.hosts.part import LayerView
+from tessera.hosts.token_reduction import TokenReduction
+from tessera.hosts.values import Selection
 from tessera.nn.raster import Raster, raster
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.hosts.contract import Host
 
 
 def squares(places: Raster, factor: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,20 +69,17 @@ def pooled(tokens: Tensor, members: Tensor) -> Tensor:
 
 
 @part("m3", socket="tokens", catalog=299)
-class M3(HostPart):
+class M3(TokenReduction):
     """Pools the raster of every image in front of the first decoder layer."""
 
     needs = ("raster",)
-    claims = ("visual tokens",)
     reads_question = False
 
     @config
-    class Config:
-        """factor: side of the squares that become one token; of 24 x 24 tokens 1, 2, 4, 8, 24 leave 576, 144, 36, 9, 1.
-        positions: of the tokens that stay."""
+    class Config(TokenReduction.Config):
+        """factor: side of the squares that become one token; of 24 x 24 tokens 1, 2, 4, 8, 24 leave 576, 144, 36, 9, 1."""
 
         factor: int = 2
-        positions: Positions = "keep"
 
         def validate_factor(self) -> None:
             if self.factor < 1:
@@ -100,19 +95,12 @@ class M3(HostPart):
         """A quarter of the tokens: no square pools to half of them."""
         return {"factor": 2}
 
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def boundaries(self, host: Host) -> Collection[int]:
+    def shares(self, layers: int) -> Mapping[int, float]:
         """The first layer."""
-        return () if self.config.factor == 1 else (0,)
+        return {} if self.config.factor == 1 else {0: self.config.factor**-2}
 
-    def select(self, view: LayerView) -> Selection | None:
-        """Pools at layer 0."""
-        if view.layer or self.config.factor == 1 or not bool(view.visual.any()):
-            return None
+    def merge(self, view: LayerView, ratio: float) -> Selection:
+        """One token per square, and what is in none."""
         members, slot, stays = squares(raster(view.layouts(), view.hidden.device), self.config.factor)
         tokens = view.hidden[view.visual]
         tokens = tokens.index_copy(0, slot, pooled(tokens, members))

@@ -14,14 +14,17 @@ Shapes: B rows, K tokens per row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
+
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection, Tap
+from tessera.hosts.part import LayerView
+from tessera.hosts.token_reduction import TokenReduction
+from tessera.hosts.values import Tap
 from tessera.nn.reduction import check_layers, check_shares, share, stages
 from tessera.registry import part
 
@@ -35,22 +38,18 @@ def evenly(layers: int, stages: int) -> tuple[int, ...]:
 
 
 @part("pyramiddrop", socket="tokens", catalog=268)
-class PyramidDrop(HostPart):
+class PyramidDrop(TokenReduction):
     """Keeps fewer visual tokens from stage to stage."""
 
-    claims = ("visual tokens",)
-
     @config
-    class Config:
+    class Config(TokenReduction.Config):
         """keep: share of the original visual tokens that goes on from each drop, falling.
         layers: the decoder layers in front of which tokens are dropped, rising; None: evenly spaced.
-        rank: by the queries and keys of the layer to come, or by the attention of the layer before.
-        positions: of the tokens that stay."""
+        rank: by the queries and keys of the layer to come, or by the attention of the layer before."""
 
         keep: tuple[float, ...] = (0.5, 0.25, 0.125)
         layers: tuple[int, ...] | None = None
         rank: Literal["next", "previous"] = "next"
-        positions: Positions = "keep"
 
         def validate_keep(self) -> None:
             check_shares(self.keep)
@@ -69,13 +68,8 @@ class PyramidDrop(HostPart):
         """Half of the tokens from the middle on."""
         return {"keep": (0.5,), "layers": (layers // 2,)}
 
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def stages(self, layers: int) -> dict[int, float]:
-        """Layer -> share, without drops of nothing. Raises `UserError` where the options do not fit `layers` layers."""
+    def shares(self, layers: int) -> Mapping[int, float]:
+        """Layer -> share, without drops of nothing."""
         keep, places = self.config.keep, self.config.layers
         if places is None:
             if len(keep) >= layers:
@@ -85,23 +79,20 @@ class PyramidDrop(HostPart):
             raise UserError("pyramiddrop: in front of layer 0 no layer has attended yet; use rank='next', or layers from 1 on.")
         return stages("pyramiddrop", keep, places, layers)
 
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The layers in front of which something is dropped."""
-        return self.stages(host.layer_count).keys()
-
     def language_taps(self, host: Host) -> Mapping[int, Tap]:
         """The layers before the drops, when they rank."""
         if self.config.rank == "next":
             return {}
-        return {layer - 1: "last" for layer in self.stages(host.layer_count)}
+        return {layer - 1: "last" for layer in self.shares(host.layer_count)}
 
-    def select(self, view: LayerView) -> Selection | None:
-        """Drops at the beginning of a stage."""
-        kept = self.stages(view.host.layer_count).get(view.layer)
-        if kept is None or not bool(view.visual.any()):
-            return None
-        score = view.probe() if self.config.rank == "next" else view.attention(view.layer - 1)
-        return Selection(keep=view.keep_top(score, share(view.sequence.visual.sum(1), kept)))
+    def score(self, view: LayerView) -> Tensor:
+        """Attention of the last instruction token."""
+        return view.probe() if self.config.rank == "next" else view.attention(view.layer - 1)
+
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """Of a row's images together."""
+        score = self.score(view)
+        return view.keep_top(score, share(view.sequence.visual.sum(1), ratio))
 
     @classmethod
     def budget(cls, share: float, layers: int) -> dict[str, Any]:

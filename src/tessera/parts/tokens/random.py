@@ -11,81 +11,25 @@ Shapes: B rows, S tokens of a prompt, K of them left, V visual tokens of the bat
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from torch import Tensor
 
 from tessera.config import config
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection
-from tessera.nn.raster import on_prompt, raster
-from tessera.nn.reduction import check_layers, check_shares, hashed, keep_share, stages
+from tessera.hosts.token_reduction import PlaceDrop
+from tessera.nn.raster import Raster
+from tessera.nn.reduction import hashed
 from tessera.registry import part
-
-if TYPE_CHECKING:
-    from tessera.hosts.contract import Host
 
 
 @part("random", socket="tokens")
-class Random(HostPart):
+class Random(PlaceDrop):
     """Drops visual tokens by chance."""
 
-    claims = ("visual tokens",)
-    reads_question = False
-
     @config
-    class Config:
-        """keep: share of each image's original tokens that goes on from each drop, falling.
-        layers: the decoder layers in front of which tokens are dropped, rising; 0 is the projector's output.
-        seed: of the choice.
-        positions: of the tokens that stay."""
+    class Config(PlaceDrop.Config):
+        """seed: of the choice."""
 
-        keep: tuple[float, ...] = (0.25,)
-        layers: tuple[int, ...] = (0,)
         seed: int = 0
-        positions: Positions = "keep"
 
-        def validate_keep(self) -> None:
-            check_shares(self.keep)
-
-        def validate_layers(self) -> None:
-            check_layers(self.layers)
-
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """Every token goes on."""
-        return {"keep": (1.0,)}
-
-    @classmethod
-    def example(cls, layers: int) -> dict[str, Any]:
-        """Half of the tokens."""
-        return {"keep": (0.5,)}
-
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def stages(self, layers: int) -> dict[int, float]:
-        """Layer -> share. Raises `UserError` where the options do not fit `layers` layers."""
-        return stages("random", self.config.keep, self.config.layers, layers)
-
-    def boundaries(self, host: Host) -> Collection[int]:
-        """The layers in front of which something is dropped."""
-        return self.stages(host.layer_count).keys()
-
-    def select(self, view: LayerView) -> Selection | None:
-        """Drops at the beginning of a stage."""
-        kept = self.stages(view.host.layer_count).get(view.layer)
-        if kept is None or not bool(view.visual.any()):
-            return None
-        image = view.sequence.image_of
-        if "raster" in view.host.architecture.capabilities:
-            ends = raster(view.layouts(), image.device).newline
-            image = image.masked_fill(on_prompt(ends, view.sequence.visual, False), -1)
-        score = hashed(view.sequence.visual.cumsum(1), self.config.seed)
-        return Selection(keep=keep_share(score, image, view.index, view.visual, kept))
-
-    @classmethod
-    def budget(cls, share: float, layers: int) -> dict[str, Any]:
-        """Dropping happens in front of the first layer."""
-        return {"keep": (share,)}
+    def order(self, visual: Tensor, places: Raster | None) -> Tensor:
+        """By a hash of the number among the row's visual tokens."""
+        return hashed(visual.cumsum(1), self.config.seed)

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.part import HostPart, LayerView
-from tessera.hosts.values import Positions, Selection, Tap
+from tessera.hosts.part import LayerView
+from tessera.hosts.token_reduction import OneDrop
+from tessera.hosts.values import Tap
+from tessera.nn.raster import on_prompt, raster
 from tessera.registry import part
 
 if TYPE_CHECKING:
@@ -32,25 +34,19 @@ if TYPE_CHECKING:
 
 
 @part("scm", socket="tokens", catalog=298)
-class ScaleCompression(HostPart):
+class ScaleCompression(OneDrop):
     """Drops part of the detail layer's tokens in front of one decoder layer."""
 
-    claims = ("visual tokens",)
-
     @config
-    class Config:
-        """keep share of the detail tokens; layer in front of which the rest leaves; detail how many of a row's first images
-        are its detail layer, one number for all rows or one per row, () for hosts that tile images themselves: all tiles;
-        positions of the tokens that stay."""
+    class Config(OneDrop.Config):
+        """keep: share of the detail tokens; layer in front of which the rest leaves; detail how many of a row's first images
+        are its detail layer, one number for all rows or one per row, () for hosts that tile images themselves: all tiles."""
 
         keep: float = 0.5
         layer: int = 2
         detail: tuple[int, ...] = ()
-        positions: Positions = "keep"
 
         def validate_values(self) -> None:
-            if not 0 <= self.keep <= 1:
-                raise ValueError(f"keep is a share between 0 and 1, not {self.keep}.")
             if self.layer < 1:
                 raise ValueError(f"layer must be at least 1: its scores come from the layer in front of it; it is {self.layer}.")
             if any(count < 0 for count in self.detail):
@@ -66,26 +62,21 @@ class ScaleCompression(HostPart):
         """See `HostPart`."""
         return {"keep": 0.5, "layer": min(2, layers - 1), "detail": (1,)}
 
-    @property
-    def positions(self) -> Positions:
-        """See `HostPart`."""
-        return self.config.positions
+    def shares(self, layers: int) -> Mapping[int, float]:
+        """The one layer, whatever is kept."""
+        return {self.config.layer: self.config.keep}
 
     def language_taps(self, host: Host) -> Mapping[int, Tap]:
         """See `HostPart`."""
-        if self.config.layer >= host.layer_count:
-            raise UserError(f"scm drops in front of layer {self.config.layer}, but this host's last is {host.layer_count - 1}.")
         return {self.config.layer - 1: "full"}
 
-    def select(self, view: LayerView) -> Selection | None:
-        """See `HostPart`."""
-        if view.layer != self.config.layer or not view.sequence.has_visual:
-            return None
+    def keep(self, view: LayerView, ratio: float) -> Tensor:
+        """The best of the detail layer, and all others."""
         detail = self.detail(view).gather(1, view.index) & view.visual
-        count = (detail.sum(1) * self.config.keep).long()
+        count = (detail.sum(1) * ratio).long()
         score = scores(view.attention(view.layer - 1), detail, view.real)
         score = score.masked_fill(~detail, torch.inf)  # the other images stay whole
-        return Selection(view.keep_top(score, (view.visual & ~detail).sum(1) + count))
+        return view.keep_top(score, (view.visual & ~detail).sum(1) + count)
 
     def detail(self, view: LayerView) -> Tensor:
         """[B, S] bool: the prompt's tokens that belong to the detail layer. Raises `UserError` if none can be told."""
@@ -97,16 +88,9 @@ class ScaleCompression(HostPart):
                 raise UserError(f"scm: detail names {len(counts)} rows, but the prompt has {rows}.")
             limit = torch.tensor(counts, device=sequence.visual.device).repeat_interleave(rows // len(counts))
             return sequence.visual & (sequence.image_of < limit[:, None])
-        found = torch.zeros_like(sequence.visual)
-        for row, layouts in enumerate(view.layouts()):
-            places = sequence.visual[row].nonzero()[:, 0]
-            start = 0
-            for layout in layouts:
-                for block in layout.blocks:
-                    if not block.whole:
-                        first = start + block.start
-                        found[row, places[first : first + block.rows * (block.columns + block.newline)]] = True
-                start += layout.tokens
+        places = raster(view.layouts(), sequence.visual.device)
+        tiles = torch.tensor([*(not block.whole for _, block in places.blocks), False], device=places.block.device)
+        found = on_prompt(tiles[places.block], sequence.visual, False)
         if not bool(found.any()):
             raise UserError(
                 "scm finds no tiles in this prompt: say with detail=(n,) how many of the first images are the detail layer."

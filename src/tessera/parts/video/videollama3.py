@@ -14,6 +14,7 @@ Shapes: F frames, n visual tokens of a frame, P pixel values under a token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from tessera.config import config
 from tessera.hosts.clips import ClipPart
-from tessera.hosts.values import Positions
 from tessera.registry import part
 
 
@@ -40,14 +40,12 @@ class DiffFP(ClipPart):
     """Drops tokens of frames that look as they did one frame before."""
 
     @config
-    class Config:
+    class Config(ClipPart.Config):
         """threshold: mean absolute difference of the model's pixel values, times 255, above which a token stays; below 0 all do.
-        least: tokens that stay of every frame.
-        positions: of the tokens that stay."""
+        least: tokens that stay of every frame."""
 
         threshold: float = 0.1
         least: int = 1
-        positions: Positions = "keep"
 
         def validate_least(self) -> None:
             if self.least < 0:
@@ -63,14 +61,9 @@ class DiffFP(ClipPart):
         """About half of the second of two frames of noise."""
         return {"threshold": 255 * 2 / torch.pi**0.5}
 
-    @property
-    def positions(self) -> Positions:
-        """As configured."""
-        return self.config.positions
-
-    def idle(self) -> bool:
-        """A threshold below zero."""
-        return self.config.threshold < 0
+    def shares(self, layers: int) -> Mapping[int, float]:
+        """None with a threshold below zero."""
+        return {} if self.config.threshold < 0 else super().shares(layers)
 
     def stays(self, clip: Tensor) -> Tensor:
         """See `changed`."""
