@@ -107,7 +107,7 @@ def test_it_is_plugged_into_a_model(package: Path) -> None:
 
     parts = {"encoders": [ENCODER], "connector": {"kind": "normed", "bias": False}}
     model = TesseraForConditionalGeneration(TesseraConfig(parts=parts, text_config=TEXT, image_token_id=4))
-    assert type(model.model.connector).__name__ == "Normed" and model.model.connector[1].bias is None
+    assert type(model.model.connector).__name__ == "Normed" and model.model.connector.map[1].bias is None
     assert model.get_image_features(torch.randn(2, 3, 32, 32)).shape == (2, 16, TEXT["hidden_size"])
     with pytest.raises(UserError, match="'biass'. Did you mean 'bias'"):
         TesseraConfig(parts={**parts, "connector": {"kind": "normed", "biass": False}}, text_config=TEXT, image_token_id=4)
@@ -116,7 +116,7 @@ def test_it_is_plugged_into_a_model(package: Path) -> None:
 def test_it_keeps_the_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert contract.chosen(("connectors/normed",)) == contract.chosen(("normed",)) == [("connectors", "normed")]
     found = {row["check"]: (row["state"], row["reason"]) for row in contract.outcomes("connectors/normed")}
-    assert {"builds", "options", "batch", "padding", "gradients", "saving", "bf16", "meta"} <= found.keys()
+    assert {"contract", "builds", "options", "batch", "padding", "gradients", "saving", "bf16", "meta"} <= found.keys()
     assert set(found.values()) == {("holds", "")}
     scope: dict[str, Any] = {}
     exec(compile(blocks("python")[3], "CONTRIBUTING.md", "exec"), scope)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import write_sockets
 
 from tessera import registry
 from tessera.errors import TesseraError, UserError
@@ -175,3 +176,26 @@ def test_every_part_of_the_package_can_be_got() -> None:
         part = registry.get(socket, name)
         assert (part.socket, part.name) == (socket, name)
         assert part.target.__doc__, f"{socket}/{name} has no docstring"
+
+
+def test_a_part_knows_what_it_is_by_what_it_derives_from() -> None:
+    found = {(p.name, *sorted(p.uses)) for p in (registry.get("tokens", n) for n in ("fopru", "pixel_shuffle"))}
+    assert found == {("fopru", "plugged"), ("pixel_shuffle", "built")}
+    assert registry.get("pixels", "s2").uses == {"built"} and registry.get("pixels", "mini_monkey").uses == {"around"}
+    assert registry.get("tuning", "arcana").uses == {"called", "plugged"}
+    fopru = registry.get("tokens", "fopru").target
+    for socket, target in (("other", fopru), ("connectors", fopru), ("tokens", object), ("tokens", len)):
+        assert not registry.Part("x", socket, target).contracts
+    assert registry.get("tokens", "fopru").identity() == {"keep": 1.0} and registry.get("connectors", "mlp").identity() is None
+
+
+@pytest.mark.contract
+def test_every_socket_that_holds_a_part_has_a_contract() -> None:
+    assert not [socket for socket, found in registry.CONTRACTS.items() if not found and registry.names(socket)]
+    assert all(contract.load().__doc__ for found in registry.CONTRACTS.values() for contract in found)
+
+
+def test_the_table_of_sockets_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write_sockets.written() == write_sockets.PAGE.read_text(encoding="utf-8"), "run scripts/write_sockets.py"
+    monkeypatch.setitem(registry.CONTRACTS, "other", registry.CONTRACTS["decoding"])
+    assert write_sockets.written() != write_sockets.PAGE.read_text(encoding="utf-8")

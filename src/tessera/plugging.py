@@ -44,10 +44,9 @@ def _typed(name: str, assignments: Sequence[str]) -> dict[str, Any]:
     """Option -> value of the type that the part's `Config` gives it; {} for what is no part of a host, which is refused later."""
     from tessera import registry
     from tessera.config import set_path
-    from tessera.hosts.part import HostPart
 
-    targets = [registry.get(socket, name).target for socket in registry.SOCKETS if name in registry.names(socket)]
-    fitting = [target for target in targets if isinstance(target, type) and issubclass(target, HostPart)]
+    parts = [registry.get(socket, name) for socket in registry.SOCKETS if name in registry.names(socket)]
+    fitting = [part.target for part in parts if "plugged" in part.uses]
     if len(fitting) != 1:
         return {}
     # Never initialised: options without a default need not be given to read the others. `part_named` builds the real one.

@@ -8,6 +8,9 @@
 The built-in parts live in `tessera.parts.<socket>.<file>`; the file's name is the part's name, so that a part is found by
 importing one file. Third parties register through the entry-point group `tessera.parts`, whose entry names are
 `<socket>.<name>` and whose values are modules.
+
+What a socket holds is said by its contracts, classes that parts derive from. They are named and not imported, because the
+registry loads no torch.
 """
 
 from __future__ import annotations
@@ -17,18 +20,65 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from tessera.errors import TesseraError, UserError, unknown
 
-SOCKETS = (
-    "pixels", "encoders", "experts", "tokens", "connectors", "couplings", "vlms", "grounding", "contrastive", "few_shot",
-    "retrieval", "objectives", "distillation", "tuning", "preference", "decoding", "agents", "engines", "datasets",
-    "benchmarks", "probes", "compression", "video", "medical", "remote_sensing", "three_d", "robotics", "brain",
-    "time_series", "generation", "language", "other",
-)  # fmt: skip
+Use: TypeAlias = Literal["built", "plugged", "around", "called"]
+"""How a part is used: built into one of Tessera's models by its configuration; plugged into a finished model by `tessera.plug`;
+put around a model, which it asks; or called as its contract says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What a part may be: the dotted name of the class that it derives from, and how such parts are used."""
+
+    base: str
+    use: Use = "called"
+
+    def load(self) -> type:
+        """The class; imports it."""
+        module, _, name = self.base.rpartition(".")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+
+
+_PLUGGED = Contract("tessera.hosts.part.HostPart", "plugged")
+_OBJECTIVE = Contract("tessera.training.objective.Objective")
+CONTRACTS: Mapping[str, tuple[Contract, ...]] = {
+    "pixels": (Contract("tessera.models.views.EncoderViews", "built"), Contract("tessera.hosts.pixels.Pixels", "around")),
+    "encoders": (Contract("tessera.models.contracts.Encoder", "built"),),
+    "experts": (Contract("tessera.models.contracts.Experts", "built"),),
+    "tokens": (
+        Contract("tessera.models.contracts.TokenModule", "built"),
+        Contract("tessera.hosts.token_reduction.TokenReduction", "plugged"),
+    ),
+    "connectors": (Contract("tessera.models.contracts.Connector", "built"),),
+    "couplings": (Contract("tessera.models.coupling.Coupling", "built"), _PLUGGED),
+    "vlms": (),
+    "grounding": (Contract("tessera.evaluation.grounding.Grounder"),),
+    "contrastive": (Contract("tessera.models.contrast.Contrast", "built"),),
+    "few_shot": (Contract("tessera.models.few_shot.FewShot"),),
+    "retrieval": (),
+    "objectives": (_OBJECTIVE,),
+    "distillation": (_OBJECTIVE,),
+    "tuning": (Contract("tessera.training.tuning.Tuning"), _PLUGGED),
+    "preference": (_OBJECTIVE,),
+    "decoding": (_PLUGGED,),
+    "agents": (Contract("tessera.hosts.agent.Agent", "around"),),
+    "engines": (Contract("tessera.data.engine.Engine"),),
+    "datasets": (),
+    "benchmarks": (Contract("tessera.evaluation.benchmark.Benchmark"),),
+    "probes": (Contract("tessera.evaluation.probe.Probe"),),
+    "compression": (Contract("tessera.models.compression.Compressor"), Contract("tessera.models.compression.Merger")),
+    "video": (Contract("tessera.hosts.clips.ClipPart", "plugged"),),
+    **dict.fromkeys(("medical", "remote_sensing", "three_d", "robotics", "brain"), ()),
+    **dict.fromkeys(("time_series", "generation", "language", "other"), ()),
+}
+"""Socket -> what its parts may be; nothing for a socket that no part fills yet: its first part brings the contract."""
+SOCKETS = tuple(CONTRACTS)
 
 T = TypeVar("T")
 
@@ -41,6 +91,28 @@ class Part:
     socket: str
     target: Any
     catalog: int | None = None
+
+    @property
+    def contracts(self) -> tuple[Contract, ...]:
+        """Those of its socket that it keeps; none for a part that derives from none of them."""
+        bases = {f"{base.__module__}.{base.__qualname__}" for base in getattr(self.target, "__mro__", ())}
+        return tuple(contract for contract in CONTRACTS[self.socket] if contract.base in bases)
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """How it is used; nothing for a part that keeps no contract."""
+        return frozenset(contract.use for contract in self.contracts)
+
+    @property
+    def config(self) -> type | None:
+        """The class of its options, None if it has none."""
+        found: type | None = getattr(self.target, "Config", None)
+        return found
+
+    def identity(self) -> dict[str, Any] | None:
+        """Options with which it changes nothing, bit for bit; None if it names none."""
+        says: Callable[[], Mapping[str, Any]] | None = getattr(self.target, "identity", None)
+        return None if says is None else dict(says())
 
 
 _registered: dict[tuple[str, str], Part] = {}

@@ -26,11 +26,12 @@ import torch
 from torch import nn
 from tessera.config import config
 from tessera.lab.experiment import Checked, Exact
+from tessera.models.contracts import Connector
 from tessera.registry import part
 
 
 @part("toy", socket="connectors", catalog=1)
-class Toy(nn.Module):
+class Toy(Connector):
     """One linear layer."""
 
     @config
@@ -40,8 +41,7 @@ class Toy(nn.Module):
         gain: float = 1.0
 
     def __init__(self, config, width, out_width):
-        super().__init__()
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
         self.gain = config.gain
         self.linear = nn.Linear(width, out_width)
 
@@ -89,6 +89,10 @@ def test_the_good_toy_keeps_it(toy: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "check", "reason"),
     [
+        ("Toy(Connector)", "Toy(nn.Module)", "contract", "'connectors' derives from tessera.models.contracts.Connector."),
+        ("def forward", "def forwards", "contract", "does not define forward"),
+        ("tokens):", "tokens, question):", "contract", "forward(self, tokens: 'VisualTokens') -> 'VisualTokens': missing a req"),
+        ("config, width, out", "config, inner, out", "contract", "__init__ cannot be called as"),
         ("Shapes:", "Sizes:", "page", "no paragraph `Shapes:`"),
         ("Deviations: none.", "", "page", "how it deviates"),
         ("arXiv:2001.00001", "unpublished", "page", "no arXiv number"),

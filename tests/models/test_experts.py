@@ -63,7 +63,7 @@ def test_layers_reach_the_experts(comm: TesseraForConditionalGeneration) -> None
 def test_an_encoder_without_layers_is_refused(config: Made, encoder: Callable[..., dict[str, Any]], monkeypatch: Any) -> None:
     from tessera.parts.encoders.conv_vit import ConvViT
 
-    monkeypatch.delattr(ConvViT, "levels")
+    monkeypatch.setattr(ConvViT, "level_count", property(lambda self: 0, lambda self, count: None))
     with pytest.raises(UserError, match=r"experts 'comm' reads several layers of every encoder; encoder 0 \(ConvViT\) shows"):
         built(config, encoder, {"kind": "comm"})
 

@@ -1,107 +1,22 @@
-"""Contracts that every built-in part of the composed model keeps, taken from the registry.
-
-The sockets hold parts that plug into hosts too; their contract is in `test_host_parts.py`.
-"""
+"""Couplings in a whole model, and parts that a composed model is not built from; contracts are held by `tests/contract`."""
 
 from __future__ import annotations
 
-import typing
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 
 from tessera import registry
-from tessera.config import build, field_types
 from tessera.errors import UserError
 from tessera.lab.claims import part_module
 from tessera.models.parts import buildable, normalise
-from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
-
-SOCKETS = ("encoders", "experts", "tokens", "connectors", "couplings")
-PARTS = [(socket, name) for socket in SOCKETS for name in buildable(socket)]
-
-
-def tiny_options(socket: str, name: str) -> dict[str, Any]:
-    """The options with which the part's own file has it built for tests."""
-    options: dict[str, Any] = getattr(part_module(registry.get(socket, name)), "TINY", {})
-    return {key: value for key, value in options.items() if key != "kind"}
-
-
-def created(socket: str, name: str) -> Any:
-    target = registry.get(socket, name).target
-    context: dict[str, dict[str, Any]] = {
-        "encoders": {},
-        "experts": {"widths": [8], "grids": [(4, 4)]},
-        "tokens": {"width": 8, "grid": (4, 4)},
-        "connectors": {"width": 8, "out_width": 12},
-    }
-    return target(build(target.Config, tiny_options(socket, name)), **context[socket])
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize(("socket", "name"), PARTS)
-def test_configs_refuse_unknown_keys_and_wrong_types(socket: str, name: str) -> None:
-    config = registry.get(socket, name).target.Config
-    plain = tiny_options(socket, name)
-    with pytest.raises(UserError, match="no_such_key"):
-        build(config, {**plain, "no_such_key": 1})
-    for field, kind in field_types(config).items():
-        if kind is not typing.Any:
-            with pytest.raises(UserError, match=field):
-                build(config, {**plain, field: object()})
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize(("socket", "name"), PARTS)
-def test_every_part_has_a_page(socket: str, name: str) -> None:
-    import sys
-
-    target = registry.get(socket, name).target
-    page = sys.modules[target.__module__].__doc__ or ""
-    assert "Shapes:" in page
-    assert target.__doc__ and target.Config.__doc__ and target.forward.__doc__
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize(("socket", "name"), [p for p in PARTS if p[0] != "couplings"])
-def test_shapes_and_gradients(socket: str, name: str) -> None:
-    part = created(socket, name)
-    assert isinstance(part, nn.Module)
-    features = torch.randn(2, 16, 8, requires_grad=True)
-    tokens = from_grid(features, (4, 4), source=0)
-    if socket == "encoders":
-        out = part(torch.randn(2, 3, part.image_size, part.image_size))
-        assert out.shape == (2, part.grid[0] * part.grid[1], part.width)
-    else:
-        question = QuestionText(embeddings=torch.randn(2, 5, 12), mask=torch.ones(2, 5, dtype=torch.bool))
-        asked = (question,) if socket == "connectors" and "question" in getattr(part, "wants", ()) else ()
-        result = part([tokens]) if socket == "experts" else part(tokens, *asked)
-        assert isinstance(result, VisualTokens)
-        width = part.out_width if socket == "connectors" else part.width
-        assert result.width == width
-        assert result.positions.shape == (2, result.count, 2)
-        assert result.mask.shape == (2, result.count)
-        if socket in ("tokens", "connectors"):
-            config, rule = build(type(part).Config, tiny_options(socket, name)), getattr(type(part), "token_count", None)
-            assert result.count == (16 if rule is None else rule(config, 16)), "the token-count rule is wrong"
-        if socket == "tokens":
-            assert part.grid is None or part.grid[0] * part.grid[1] == result.count
-        out = result.features
-    assert bool(out.isfinite().all())
-    out.square().sum().backward()
-    unused = [n for n, p in part.named_parameters() if p.grad is None]
-    # A tower's layers behind the selected one, and its pooling head, are never run.
-    assert not unused or name == "transformers_vision"
-
-
-@pytest.mark.contract
-@pytest.mark.parametrize("name", [name for socket, name in PARTS if socket == "couplings"])
+@pytest.mark.parametrize("name", buildable("couplings"))
 def test_couplings_in_a_whole_model(name: str) -> None:
     from tessera.lab.composed import pictures, prefix, tiny
 
-    model = tiny({"kind": name, **tiny_options("couplings", name)}).train()
+    model = tiny({"kind": name, **getattr(part_module(registry.get("couplings", name)), "TINY", {})}).train()
     ids = torch.tensor([[*prefix(model, 1), 6, 20, 7], [*prefix(model, 1), 6, 21, 7]])
     features = model.get_image_features(pictures(2))
     assert features.shape[0] == 2 and features.shape[2] == 32

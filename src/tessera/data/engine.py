@@ -50,7 +50,7 @@ class Instruction:
 
 
 class Engine(ABC):
-    """A part of socket `engines`."""
+    """Annotated pictures -> questions and answers to train on."""
 
     @abstractmethod
     def instructions(self, pictures: Sequence[Annotated]) -> Iterator[Instruction]:

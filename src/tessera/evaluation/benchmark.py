@@ -34,7 +34,7 @@ class Scores:
 
 
 class Benchmark(ABC):
-    """A part of socket `benchmarks`. `max_new_tokens`: of the longest answer."""
+    """A model -> scores with intervals. `max_new_tokens`: of the longest answer."""
 
     max_new_tokens: ClassVar[int] = 24
 

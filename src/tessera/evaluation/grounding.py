@@ -34,7 +34,7 @@ class Located:
 
 
 class Grounder(ABC):
-    """A part of socket `grounding`."""
+    """What a model says of images -> boxes with labels and scores."""
 
     @abstractmethod
     def locate(

@@ -25,7 +25,7 @@ class ProbeResult:
 
 
 class Probe(ABC):
-    """A part of socket `probes`. It leaves the model as it was."""
+    """A model -> numbers about its inside, with intervals. It leaves the model as it was."""
 
     @abstractmethod
     def run(self, model: Any, processor: Any) -> ProbeResult:

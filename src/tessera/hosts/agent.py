@@ -8,6 +8,7 @@ Legend: T tokens of a prompt, A tokens of an answer, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +43,26 @@ class ModelInterface(Protocol):
     def losses(self, images: Sequence[Image.Image], question: str, answers: Sequence[str]) -> list[float]:
         """Mean negative log-probability per token of each of the answers."""
         ...
+
+
+class Answered(Protocol):
+    """What an agent comes to; more than the text is its own."""
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        ...
+
+
+class Agent(ABC):
+    """A model, a picture and a question -> an answer, after looking at the picture as often as the agent likes."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def answer(self, model: ModelInterface, image: Image.Image, question: str) -> Answered:
+        """Answers in the model's place."""
 
 
 class SessionModel:

@@ -1,13 +1,14 @@
 """The types of the `pixels` socket: one picture as several views, each with its box in the picture.
 
-A part of the socket makes views; any model that takes several images reads them. `Pixels` is the contract of such a part.
+A part of the socket makes views; any model that takes several images reads them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,13 +33,20 @@ class View:
     layer: str = ""
 
 
-@runtime_checkable
-class Pixels(Protocol):
-    """A part of the `pixels` socket."""
+class Pixels(ABC):
+    """A picture of any size -> views for a model that takes several images, each with its box in the picture."""
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def example(cls, side: int) -> dict[str, Any]:
+        """Options for a model that reads images of `side` pixels."""
+        return {}
+
+    @abstractmethod
     def views(self, image: Image.Image) -> list[View]:
         """The views of one picture, in the order in which the model is to read them."""
-        ...
 
 
 def pictures(views: Sequence[View]) -> list[Image.Image]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessera.evaluation.answering import Answer, Generates, HasText, Row
 
 if TYPE_CHECKING:
-    from tessera.hosts.agent import ModelInterface
+    from tessera.hosts.agent import Agent, ModelInterface
+    from tessera.hosts.pixels import Pixels
 
 
 class ThroughViews:
     """A model is shown the views that a part of socket `pixels` makes of every picture, in their order."""
 
-    def __init__(self, model: Generates, part: Any) -> None:
+    def __init__(self, model: Generates, part: Pixels) -> None:
         self.model, self.part = model, part
 
     def answer_batch(self, rows: Sequence[Row], max_new_tokens: int) -> Sequence[Sequence[HasText]]:
@@ -29,7 +30,7 @@ class ThroughViews:
 class ByAgent:
     """A part of socket `agents` answers, with a model as its eye. Rows hold one picture each."""
 
-    def __init__(self, eye: ModelInterface, part: Any) -> None:
+    def __init__(self, eye: ModelInterface, part: Agent) -> None:
         self.eye, self.part = eye, part
 
     def answer_batch(self, rows: Sequence[Row], max_new_tokens: int) -> list[list[HasText]]:

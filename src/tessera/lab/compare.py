@@ -30,7 +30,6 @@ QUESTION = "Where is the dog?"
 """What is asked where only the cost matters."""
 ANSWER = 2
 """Tokens of that answer, about as many as answers have."""
-BUILT = ("pixels", "encoders", "experts", "tokens", "connectors", "couplings")
 """Sockets of composed models."""
 SEEING = ("existence", "count", "relation", "position", "size", "attribute", "category", "at")
 """Question types about single scenes that need the picture."""
@@ -168,13 +167,11 @@ def compare(
 
 def _way(part: registry.Part) -> str:
     """How a part takes part: "plugged", "around", "trained", "" not at all."""
-    from tessera.models.parts import plugs_into_hosts
+    from tessera.models.parts import SOCKETS
 
-    if plugs_into_hosts(part.target):
-        return "plugged"
-    if callable(getattr(part.target, "views", None)) or callable(getattr(part.target, "answer", None)):
-        return "around"
-    return "trained" if part.socket in BUILT and hasattr(part.target, "Config") else ""
+    if "plugged" in part.uses or "around" in part.uses:
+        return "plugged" if "plugged" in part.uses else "around"
+    return "trained" if "built" in part.uses and part.socket in SOCKETS.values() else ""
 
 
 def _size(ways: Iterator[str]) -> int:
@@ -240,13 +237,13 @@ class _Ring:
     def _around(self, part: registry.Part) -> Iterator[_Contender]:
         from tessera.config import build
         from tessera.hosts.host_generate import HostGenerator
+        from tessera.hosts.pixels import Pixels
         from tessera.lab.around import ByAgent, ThroughViews
 
         side = int(getattr(self.model, "image_size", 0)) or 336
-        example = getattr(part.target, "example", dict)
-        options = {name: side for name in ("tile",) if name in example()}
+        options = part.target.example(side) if issubclass(part.target, Pixels) else {}
         made = part.target(build(part.target.Config, options, part.name))
-        if hasattr(part.target, "views"):
+        if isinstance(made, Pixels):
             answers: Any = ThroughViews(HostGenerator(self.model, self.processor), made)
         else:
             from tessera.hosts.agent import SessionModel

@@ -75,9 +75,8 @@ def variants(fixture: Fixture) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, options): those for doing nothing, and each other value of options that are Literals or booleans."""
     if fixture.Config is None:
         return
-    says = getattr(fixture.target, "identity", None)
-    if callable(says):
-        yield "doing nothing", dict(says())
+    if (nothing := fixture.part.identity()) is not None:
+        yield "doing nothing", nothing
     example = fixture.target.example(things.LAYERS) if isinstance(fixture, HostFixture) else {}
     try:
         now = to_dict(build(fixture.Config, {**example, **fixture.options}, fixture.part.name))

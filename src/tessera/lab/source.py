@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import importlib.util
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Source:
         """The options; imports the part if its file alone does not tell them."""
         if self.options is not None:
             return self.options
-        return _options(getattr(registry.get(self.socket, self.name).target, "Config", None))
+        return _options(registry.get(self.socket, self.name).config)
 
 
 def read(socket: str, name: str) -> Source:
@@ -87,7 +88,7 @@ def read(socket: str, name: str) -> Source:
         catalog=part.catalog,
         doc=(module.__doc__ or "").strip(),
         path=path.parent if path.name == "__init__.py" else path,
-        options=_options(getattr(part.target, "Config", None)),
+        options=_options(part.config),
     )
 
 
@@ -177,6 +178,8 @@ def _options(config: type | None) -> tuple[Option, ...]:
         default = "" if field.default is dataclasses.MISSING else repr(field.default)
         if field.default_factory is not dataclasses.MISSING:
             default = repr(field.default_factory())
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind = str(field.type).replace("typing.", "")
+        if isinstance(field.type, type) and typing.get_origin(field.type) is None:
+            kind = field.type.__name__
         found.append(Option(field.name, kind, default))
     return tuple(found)

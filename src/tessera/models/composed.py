@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from tessera.errors import UserError
 from tessera.models import parts as part_specs
 from tessera.models.configuration import TesseraConfig
+from tessera.models.contracts import Experts
 from tessera.models.coupling import MEMORY, Coupling, Pass
 from tessera.models.names import HEAD, OUTER, ComposedPreTrainedModel
 from tessera.nn.segments import additive, segment_mask, segment_positions
@@ -39,6 +40,7 @@ class TesseraModel(ComposedPreTrainedModel):
 
     config_class = TesseraConfig
     config: TesseraConfig
+    encoders: Any
     experts: Any
     tokens: Any
     connector: Any
@@ -51,7 +53,7 @@ class TesseraModel(ComposedPreTrainedModel):
             part_specs.create("encoders", spec, f"parts.encoders.{i}", backend=config) for i, spec in enumerate(specs["encoders"])
         )
         self.pixels: Any = part_specs.create("pixels", specs["pixels"], "parts.pixels") if "pixels" in specs else None
-        self.reads_levels = self.experts_ask = False
+        self.reads_levels = False
         for name in ("experts", "tokens", "connector"):  # so they stay where the coupling sees what would stand in front of them
             setattr(self, name, None)
         behind_connector = part_specs.sees(specs["coupling"], "parts.coupling") == "tokens"
@@ -65,8 +67,7 @@ class TesseraModel(ComposedPreTrainedModel):
             self.connector = part_specs.create(
                 "connectors", specs["connector"], "parts.connector", width=self.tokens.width, out_width=width
             )
-        self.connector_asks = "question" in getattr(self.connector, "wants", ())
-        self.reads_question = self.experts_ask or self.connector_asks
+        self.reads_question = behind_connector and (self.experts.reads_question or self.connector.reads_question)
         self.coupling: Coupling = part_specs.create(
             "couplings",
             specs["coupling"],
@@ -86,12 +87,12 @@ class TesseraModel(ComposedPreTrainedModel):
         widths, grids = [e.width for e in self.encoders], [e.grid for e in self.encoders]
         if self.pixels is not None:
             widths = [self.pixels.width(width) for width in widths]
-        wanted = part_specs.wants(specs["experts"], "parts.experts")
-        self.reads_levels, self.experts_ask = "levels" in wanted, "question" in wanted
+        kind: type[Experts] = part_specs.parse("experts", specs["experts"], "parts.experts")[0]
+        self.reads_levels = kind.reads_levels
         more: dict[str, Any] = {}
         if self.reads_levels:
             more["levels"] = part_specs.levels(list(self.encoders), specs["experts"]["kind"])
-        if self.experts_ask:
+        if kind.reads_question:
             more["text_width"] = self.config.text_config.hidden_size  # type: ignore[union-attr]
         self.experts = part_specs.create("experts", specs["experts"], "parts.experts", widths=widths, grids=grids, **more)
         self.tokens = part_specs.create(
@@ -104,8 +105,7 @@ class TesseraModel(ComposedPreTrainedModel):
         count = int(rows * columns)
         for socket, key in (("tokens", "tokens"), ("connectors", "connector")):
             target, parsed = part_specs.parse(socket, specs[key], f"parts.{key}")
-            rule = getattr(target, "token_count", None)
-            count = count if rule is None else int(rule(parsed, count))
+            count = int(target.token_count(parsed, count))
         return count
 
     def sockets(self) -> dict[str, nn.Module]:
@@ -136,10 +136,10 @@ class TesseraModel(ComposedPreTrainedModel):
             if size != self.image_size and pixels.shape[-2:] == (self.image_size, self.image_size):
                 pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
             layers = self._layers(encoder, pixels)
-            tokens = from_grid(layers[-1], encoder.grid, source=index)  # type: ignore[arg-type]
+            tokens = from_grid(layers[-1], encoder.grid, source=index)
             tokens.levels = layers if self.reads_levels else None
             sets.append(tokens)
-        return self.tokens(self.experts(sets, question) if self.experts_ask else self.experts(sets))
+        return self.tokens(self.experts(sets, question) if self.experts.reads_question else self.experts(sets))
 
     def _side(self, encoder: Any) -> int:
         """Side of the images that an encoder, or the pixels part in front of it, wants."""
@@ -168,7 +168,7 @@ class TesseraModel(ComposedPreTrainedModel):
     def _connect(self, tokens: VisualTokens, question: QuestionText | None) -> Tensor:
         if self.connector is None:
             return tokens.features
-        return (self.connector(tokens, question) if self.connector_asks else self.connector(tokens)).features
+        return (self.connector(tokens, question) if self.connector.reads_question else self.connector(tokens)).features
 
     def get_image_features(self, pixel_values: Tensor, question: QuestionText | None = None) -> Tensor:
         """[M, 3, S, S] -> what the language model reads, [M, n, E]; `question` as in `encode_images`.
@@ -303,7 +303,7 @@ class TesseraModel(ComposedPreTrainedModel):
     ) -> QuestionText | None:
         if not self.reads_question or ids is None:
             return None
-        if self.connector_asks and segments is not None and int(segments.max()) > 1:
+        if self.connector.reads_question and segments is not None and int(segments.max()) > 1:
             raise UserError(
                 "the connector reads the question, so a packed row can hold only one: train with questions.most=1, without "
                 "captions and lists."

@@ -1,16 +1,14 @@
 """What the `compression` socket speaks of: weights in, fewer, smaller or merged weights out.
 
 A part of the socket takes finished models and gives a model of the same class, called in the same way, with other weights or
-other layers inside; the models that it was given stay as they are. There are two kinds:
-
-Compressor  one model and one batch to calibrate on -> a smaller model
-Merger      several models of one architecture and what judges them -> one model
+other layers inside; the models that it was given stay as they are. It is a `Compressor` or a `Merger`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,28 +22,26 @@ Score: TypeAlias = Callable[[Any], "float | Tensor"]
 _TOWERS = ("encoders", "vision_tower", "visual", "vision_model", "encoder")
 
 
-@runtime_checkable
-class Compressor(Protocol):
-    """A part that makes one model smaller."""
+class Compressor(ABC):
+    """One model and a batch of its inputs -> a smaller copy of the model."""
 
+    @abstractmethod
     def compress(self, model: M, inputs: Mapping[str, Any]) -> M:
         """A smaller copy of `model`; `inputs` is one batch that `model(**inputs)` takes, about 32 images.
 
         Raises `UserError` for a model that there is nothing to compress in.
         """
-        ...
 
 
-@runtime_checkable
-class Merger(Protocol):
-    """A part that makes one model of several."""
+class Merger(ABC):
+    """Several models of one architecture, and what judges them -> one model."""
 
+    @abstractmethod
     def merge(self, models: Sequence[M], score: Score | None = None) -> M:
         """One model of the architecture of `models`, with weights made from theirs.
 
         Raises `UserError` for models that differ in architecture, and where a score is needed and missing.
         """
-        ...
 
 
 def vision_of(model: nn.Module) -> nn.Module:

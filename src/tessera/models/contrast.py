@@ -60,7 +60,7 @@ class Embedded:
 
 
 class Contrast(nn.Module, ABC):
-    """Base of the parts of socket `contrastive`."""
+    """Tokens of images and texts -> embeddings, how alike they are, and the loss."""
 
     Config: Any
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import UserError
+from tessera.models.contracts import Encoder
 from tessera.nn.tokens import VisualTokens
 from tessera.nn.vit import Backend
 
@@ -71,7 +72,7 @@ class Pass:
 
 
 class Coupling(nn.Module):
-    """What couplings share; by itself it writes image features over the placeholders' embeddings."""
+    """Image features and text -> what the language model receives; by itself it writes features over placeholders' embeddings."""
 
     sees: ClassVar[Sees] = "tokens"
     masks: ClassVar[bool] = False
@@ -86,7 +87,7 @@ class Coupling(nn.Module):
         config: Any,
         width: int,
         language_model: nn.Module | None = None,
-        encoders: Sequence[nn.Module] = (),
+        encoders: Sequence[Encoder] = (),
         backend: Backend | None = None,
     ) -> None:
         """Width E; language_model: of transformers, without output layer; encoders: the towers, for couplings that see them."""
@@ -100,7 +101,7 @@ class Coupling(nn.Module):
 
     # In front of the language model
 
-    def encode(self, pixel_values: Tensor, encoders: Sequence[nn.Module]) -> VisualTokens:
+    def encode(self, pixel_values: Tensor, encoders: Sequence[Encoder]) -> VisualTokens:
         """[M, 3, S, S] -> features [M, n, D]; of couplings that do not stand behind a connector."""
         raise NotImplementedError
 

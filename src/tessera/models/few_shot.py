@@ -173,7 +173,7 @@ class Classifier:
 
 
 class FewShot(ABC):
-    """Base of the parts of socket `few_shot`; built with its `Config`."""
+    """A frozen dual encoder and a few labelled images -> a classifier."""
 
     Config: Any
 

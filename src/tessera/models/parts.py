@@ -3,35 +3,23 @@
 {"encoders": [{"kind": "conv_vit", ...}], "experts": {"kind": "single"}, "tokens": {"kind": "identity"},
  "connector": {"kind": "mlp"}, "coupling": {"kind": "prefix"}}
 
-What a part's constructor gets after its `Config`, by socket (keyword arguments), and what it must then have:
-
-pixels      nothing; may be missing                                     -> see `tessera.models.views`
-encoders    backend (a config that knows the attention implementation)  -> image_size, width, grid, level_count, levels
-experts     widths, grids (of all encoders)                             -> width, grid
-tokens      width, grid                                                 -> width, grid or None, token_count
-connectors  width, out_width                                            -> out_width, token_count if it changes their number
-couplings   width, language_model, encoders, backend                    -> see `tessera.models.coupling`
-
-A coupling that sees towers has no experts, tokens and connector in front of it; one that sees pixels has no encoders either.
-
-`levels(pixels)` of an encoder gives the outputs of `level_count` of its layers, alike in shape, the last being what its `forward`
-gives; an encoder may do without. Experts that set `wants` get more, when they are built and at every call:
-
-"levels"    levels (how many each encoder has)       -> every set of visual tokens holds its `levels`
-"question"  text_width (of the language model)       -> forward(sets, question): a `tessera.nn.tokens.QuestionText`, or None
-
-A connector whose `wants` holds "question" is called as forward(tokens, question); the text is as wide as its `out_width`. Visual
-tokens are then others for every question, so a packed row should hold a single one (`questions.most=1`).
+What a part is built with and what it must then have is its socket's contract: `tessera.models.views` (of pixels, which may be
+missing), `tessera.models.contracts` and `tessera.models.coupling`. A coupling that sees towers has no experts, tokens and
+connector in front of it; one that sees pixels has no encoders either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tessera import registry
 from tessera.config import build, to_dict
 from tessera.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from tessera.models.contracts import Encoder
+    from tessera.models.coupling import Coupling, Sees
 
 # Key in the configuration -> socket of the registry. `encoders` holds a list, the others one part; `pixels` may be missing.
 SOCKETS = {
@@ -42,50 +30,33 @@ SOCKETS = {
     "connector": "connectors",
     "coupling": "couplings",
 }
-
-
-def plugs_into_hosts(target: Any) -> bool:
-    """Whether a registered target is a part of hosts (`tessera.plug`) rather than a module of composed models."""
-    from tessera.hosts.part import HostPart
-
-    return isinstance(target, type) and issubclass(target, HostPart)
+_ELSEWHERE: Mapping[registry.Use, str] = {
+    "plugged": "plugs into a finished model, tessera.plug(model, {!r})",
+    "around": "cuts a picture for a model that takes several",
+    "called": "derives from no contract of its socket",
+}
 
 
 def buildable(socket: str) -> list[str]:
     """Names of the parts of a socket that composed models are built from; imports all of them."""
-    targets = {name: registry.get(socket, name).target for name in registry.names(socket)}
-    return [name for name, target in targets.items() if not plugs_into_hosts(target) and _surrounds(socket, target)]
-
-
-def _surrounds(socket: str, target: Any) -> bool:
-    """Whether a part of `pixels` stands around encoders (others cut pictures for models that take several); of others True."""
-    from tessera.models.views import EncoderViews
-
-    return socket != "pixels" or (isinstance(target, type) and issubclass(target, EncoderViews))
+    return [name for name in registry.names(socket) if "built" in registry.get(socket, name).uses]
 
 
 def parse(socket: str, spec: Any, where: str) -> tuple[Any, Any]:
-    """The registered target and its parsed `Config` for one `{"kind":
-
-    name, ...}`. Raises `UserError` naming the path.
-    """
+    """The registered target and its parsed `Config` for one `{"kind": name, ...}`. Raises `UserError` naming the path."""
     if not isinstance(spec, Mapping):
         raise UserError(f'{where}: a part is a dictionary such as {{"kind": "mlp"}}, not {spec!r}.')
     values = dict(spec)
     kind = values.pop("kind", None)
     if not isinstance(kind, str):
         raise UserError(f"{where}.kind names the part and must be text, not {kind!r}. Parts: {', '.join(buildable(socket))}.")
-    target = registry.get(socket, kind).target
-    if plugs_into_hosts(target):
+    part = registry.get(socket, kind)
+    if "built" not in part.uses:
         raise UserError(
-            f"{where}.kind: {kind!r} plugs into a finished model, tessera.plug(model, {kind!r}); a composed model is not built "
+            f"{where}.kind: {kind!r} {_ELSEWHERE[next(iter(part.uses), 'called')].format(kind)}; a composed model is not built "
             f"from it. Parts: {', '.join(buildable(socket))}."
         )
-    if not _surrounds(socket, target):
-        raise UserError(
-            f"{where}.kind: {kind!r} cuts a picture for a model that takes several; a composed model is not built from it. "
-            f"Parts: {', '.join(buildable(socket))}."
-        )
+    target = part.target
     return target, build(target.Config, values, where)
 
 
@@ -120,9 +91,10 @@ def normalise(parts: Any) -> dict[str, Any]:
     }
 
 
-def sees(spec: Any, where: str) -> str:
+def sees(spec: Any, where: str) -> Sees:
     """What the coupling of this spec stands in front of: "tokens", "towers" or "pixels"; see `tessera.models.coupling`."""
-    return str(getattr(parse("couplings", spec, where)[0], "sees", "tokens"))
+    coupling: type[Coupling] = parse("couplings", spec, where)[0]
+    return coupling.sees
 
 
 def _without(parts: Mapping[str, Any], coupling: dict[str, Any], seen: str) -> dict[str, Any]:
@@ -144,21 +116,15 @@ def _without(parts: Mapping[str, Any], coupling: dict[str, Any], seen: str) -> d
     }
 
 
-def wants(spec: Any, where: str) -> tuple[str, ...]:
-    """What an experts part asks for besides the encoders' features: of "levels" and "question"."""
-    target, _ = parse("experts", spec, where)
-    return tuple(getattr(target, "wants", ()))
-
-
-def levels(encoders: Sequence[Any], kind: str) -> list[int]:
+def levels(encoders: Sequence[Encoder], kind: str) -> list[int]:
     """How many layers each encoder shows. Raises `UserError` for one that shows its last only, which `kind` cannot take."""
     for index, encoder in enumerate(encoders):
-        if not callable(getattr(encoder, "levels", None)):
+        if not encoder.level_count:
             raise UserError(
                 f"experts {kind!r} reads several layers of every encoder; encoder {index} ({type(encoder).__name__}) shows its "
-                "last one only (it has no `levels`)."
+                "last one only (its `level_count` is 0)."
             )
-    return [int(encoder.level_count) for encoder in encoders]
+    return [encoder.level_count for encoder in encoders]
 
 
 def create(socket: str, spec: Any, where: str, **context: Any) -> Any:

@@ -17,7 +17,7 @@ Layers: TypeAlias = tuple[Tensor, ...]
 
 
 class EncoderViews(nn.Module, ABC):
-    """A part of socket `pixels` for composed models; the number of tokens stays that of the encoder."""
+    """Pixels and the encoder behind it -> features of several views as one set, as many tokens as the encoder gives."""
 
     @abstractmethod
     def image_size(self, size: int) -> int:

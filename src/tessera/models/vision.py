@@ -54,9 +54,8 @@ class TesseraPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Children come before their parents here, so a part's own rules have the last word over the plain
         # ones.
-        own = getattr(module, "init_weights", None)
-        if callable(own) and not isinstance(module, PreTrainedModel):
-            own()
+        if isinstance(module, initialise.OwnWeights) and not isinstance(module, PreTrainedModel):
+            module.init_weights()
         else:
             super()._init_weights(module)
 

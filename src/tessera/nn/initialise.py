@@ -7,9 +7,19 @@ skip those, so a part may initialise its whole subtree at any time.
 from __future__ import annotations
 
 import math
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 from transformers import initialization as init
+
+
+@runtime_checkable
+class OwnWeights(Protocol):
+    """A module with rules of its own for its whole subtree."""
+
+    def init_weights(self) -> None:
+        """Initialises what was not loaded."""
+        ...
 
 
 def linear(module: nn.Linear, std: float = 0.02) -> None:

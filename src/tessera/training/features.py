@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from tessera.errors import TesseraError
 from tessera.io import atomic_write
+from tessera.nn.tokens import VisualTokens
 
 SOCKETS = ("experts", "tokens")
 """Besides the encoders, what stands between an image and the connector."""
@@ -26,10 +28,22 @@ FILES = 20_000
 """Most files of a store: all of them are mapped into memory, and systems limit the number of maps."""
 
 
+@runtime_checkable
+class EncodesImages(Protocol):
+    """A model that encodes images by themselves, unless it `reads_question`: then features depend on what is asked."""
+
+    @property
+    def reads_question(self) -> bool: ...
+
+    def encode_images(self, pixel_values: Tensor) -> VisualTokens:
+        """[M, 3, S, S] -> features [M, n, D] in front of the connector."""
+        ...
+
+
 def cacheable(model: nn.Module, sockets: dict[str, nn.Module], trained: set[int]) -> list[str]:
-    """Sockets in front of the connector if all are frozen and `model.encode_images` exists, or none."""
+    """Sockets in front of the connector if all are frozen and the model encodes images by themselves, or none."""
     front = [name for name in sockets if name.startswith("encoders.") or name in SOCKETS]
-    if not callable(getattr(model, "encode_images", None)) or getattr(model, "reads_question", False):
+    if not isinstance(model, EncodesImages) or model.reads_question:
         return []
     free = any(id(p) in trained for name in front for p in sockets[name].parameters())
     return [] if free else front

@@ -49,7 +49,7 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """Base of all objectives: `loss` is what a part has to write.
+    """A batch, the model and a frozen copy of it -> a loss with named numbers; `loss` is what a part has to write.
 
     Whatever is left to chance belongs into `collate`, drawn from the samples' numbers: then a run resumes exactly and
     micro-batches add up to the whole batch.

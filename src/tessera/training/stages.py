@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 
+@runtime_checkable
+class InSockets(Protocol):
+    """A model that says which of its modules a stage can name."""
+
+    def sockets(self) -> dict[str, nn.Module]:
+        """Name -> module."""
+        ...
+
+
 def sockets_of(model: nn.Module) -> dict[str, nn.Module]:
-    """`model.sockets()`, or the whole module as one socket called "model"."""
-    sockets = getattr(model, "sockets", None)
-    return dict(sockets()) if callable(sockets) else {"model": model}
+    """The model's sockets, or the whole module as one socket called "model"."""
+    return dict(model.sockets()) if isinstance(model, InSockets) else {"model": model}
 
 
 def outer_first(sockets: Mapping[str, nn.Module]) -> list[str]:

@@ -24,7 +24,7 @@ from tessera.errors import TesseraError, UserError
 from tessera.training import checkpoint
 from tessera.training.data import COUNTED, Batch, Prefetch, TrainingData, count
 from tessera.training.engine import autocast, is_sharded, loss_of, make_accelerator, seed_step, update, wrap
-from tessera.training.features import FeatureStore, cacheable, fingerprint
+from tessera.training.features import EncodesImages, FeatureStore, cacheable, fingerprint
 from tessera.training.interrupt import Interrupt
 from tessera.training.log import Event, Outputs
 from tessera.training.memory import RETURN_EVERY, return_memory
@@ -344,11 +344,11 @@ class Trainer:
         """The tensors of `batch` on the device; pixels give way to the stored features of frozen encoders."""
         device = self.accelerator.device
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        keys, encode = batch.get("image_keys"), getattr(self.model, "encode_images", None)
-        if self._features is not None and keys is not None and encode is not None:
+        keys, model = batch.get("image_keys"), self.model
+        if self._features is not None and keys is not None and isinstance(model, EncodesImages):
             with torch.no_grad(), autocast(device, self.state["precision"]):
                 pixels = inputs.pop("pixel_values")
-                inputs["visual_features"] = self._features.get(keys, pixels, lambda x: encode(x).features)
+                inputs["visual_features"] = self._features.get(keys, pixels, lambda x: model.encode_images(x).features)
         return inputs
 
     def _save(self) -> None:

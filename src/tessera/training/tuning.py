@@ -20,7 +20,7 @@ FOLDER = "tuning"
 
 
 class Tuning(ABC):
-    """Base of all tunings."""
+    """A model -> the same with new parameters beside its own, which do nothing at first."""
 
     Config: ClassVar[type]
     config: Any

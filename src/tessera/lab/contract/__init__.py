@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHECKS: Mapping[str, str] = {
     "imports": "the part's file can be imported and registers the part",
+    "contract": "it derives from a contract of its socket, and can be called as that says",
     "page": "the docstring has shapes and, of a published method, its paper, year, address and deviations",
     "options": "unknown options and wrong types are refused, with the field and the nearest name",
     "claims": "a published method carries an exact claim",

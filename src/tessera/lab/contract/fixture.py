@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from tessera.lab.contract import CHECKS, Unsupported
 
 TOLERANCE = 1e-5
 """Greatest difference, as a share of the greatest magnitude."""
-_ALWAYS = ("imports", "page", "options", "claims", "builds")
+_ALWAYS = ("imports", "contract", "page", "options", "claims", "builds")
 _ADDRESS = re.compile(r"arXiv[: ]\s*\d{4}\.\d{4,5}|https?://\S+|doi[:.]\S+", re.IGNORECASE)
 
 
@@ -53,11 +54,11 @@ class Fixture:
         tiny = getattr(self.module, "TINY", {})
         self.options: dict[str, Any] = {k: v for k, v in tiny.items() if k != "kind"} if isinstance(tiny, Mapping) else {}
         self.unsupported: dict[str, str] = dict(getattr(self.module, "UNSUPPORTED", {}))
-        self.Config: Any = getattr(self.target, "Config", None)
+        self.Config: Any = part.config
 
     def checks(self) -> tuple[str, ...]:
         """Names of the part's checks, in order."""
-        found = {"page", "options", "claims", "builds", *self.own}
+        found = {"contract", "page", "options", "claims", "builds", *self.own}
         if self.part.catalog is None:
             found.discard("claims")
         if self.Config is None:
@@ -89,6 +90,18 @@ class Fixture:
             self.made()
         except TypeError as error:
             raise Broken(f"{self.part.name} cannot be built from its Config alone: {error}.") from error
+
+    def check_contract(self) -> None:
+        """It derives from one of its socket's, leaves nothing abstract, and takes what the contract's functions take."""
+        wanted, kept = registry.CONTRACTS[self.part.socket], self.part.contracts
+        named = " or ".join(contract.base for contract in wanted)
+        demand(bool(kept) or not wanted, f"{self.part.name}: a part of socket {self.part.socket!r} derives from {named}.")
+        for contract in kept:
+            left = sorted(getattr(self.target, "__abstractmethods__", ()))
+            demand(not left, f"{self.part.name} derives from {contract.base} and does not define {', '.join(left)}.")
+            for name, promised in functions(contract.load()).items():
+                said = refusal(getattr(self.target, name), promised)
+                demand(not said, f"{self.part.name}: {name} cannot be called as {contract.base} says, {name}{promised}: {said}.")
 
     def check_page(self) -> None:
         """Docstrings."""
@@ -133,6 +146,25 @@ class Fixture:
         """An exact claim."""
         kinds = [claim.kind for claim in claims_of(self.part.socket, self.part.name)]
         demand("exact" in kinds, f"{self.part.name} implements number {self.part.catalog} and has no exact claim, only {kinds}.")
+
+
+def functions(contract: type) -> dict[str, inspect.Signature]:
+    """The public functions of a contract, its constructor among them, by name."""
+    own = {name for base in contract.__mro__ if base.__module__.partition(".")[0] == "tessera" for name in vars(base)}
+    public = {name: getattr(contract, name) for name in sorted(own) if not name.startswith("_") or name == "__init__"}
+    return {name: inspect.signature(found) for name, found in public.items() if inspect.isroutine(found)}
+
+
+def refusal(function: Any, promised: inspect.Signature) -> str:
+    """Why a function cannot be called as another one's signature says, "" if it can; all but a constructor's options by place."""
+    known = {n: p.kind for n, p in promised.parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    first = 2 if function.__name__ == "__init__" else len(known)
+    by_name = [n for place, (n, kind) in enumerate(known.items()) if place >= first or kind is inspect.Parameter.KEYWORD_ONLY]
+    try:
+        inspect.signature(function).bind(*known.keys() - by_name, **dict.fromkeys(by_name))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:

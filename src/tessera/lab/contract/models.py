@@ -171,8 +171,7 @@ class ComposedFixture(ModelFixture):
         return found if self._identity() is None else (*found, "identity")
 
     def _identity(self) -> dict[str, Any] | None:
-        says = getattr(self.target, "identity", None)
-        return dict(says()) if callable(says) and self.part.socket in ("tokens", "pixels") else None
+        return self.part.identity() if self.part.socket in ("tokens", "pixels") else None
 
     @property
     def key(self) -> str:

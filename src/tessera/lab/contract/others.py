@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.lab.contract.fixture import TOLERANCE, Fixture, demand, difference, stir
+from tessera.models.compression import Compressor
 
 
 class PixelsFixture(Fixture):
@@ -19,8 +20,7 @@ class PixelsFixture(Fixture):
 
     def made(self) -> Any:
         """The part with its example options."""
-        example = getattr(self.target, "example", None)
-        self.options = {**(example() if callable(example) else {}), **self.options}
+        self.options = {**self.target.example(112), **self.options}
         return super().made()
 
     def views(self, size: tuple[int, int]) -> list[Any]:
@@ -56,7 +56,7 @@ class CompressionFixture(Fixture):
     def checks(self) -> tuple[str, ...]:
         """With "identity" where the part says what does nothing."""
         found = super().checks()
-        return (*found, "identity") if hasattr(self.target, "identity") else found
+        return found if self.part.identity() is None else (*found, "identity")
 
     @cached_property
     def models(self) -> list[Any]:
@@ -79,7 +79,7 @@ class CompressionFixture(Fixture):
         """A model that the part made."""
         part = self.target(self.config(**changes))
         models = self.models[seed:] + self.models[:seed]
-        if hasattr(part, "compress"):
+        if isinstance(part, Compressor):
             return part.compress(models[0], self.pixels(list(range(8))))
         return part.merge(models, lambda model: model(**self.pixels([0, 1])).logits.square().mean())
 
@@ -121,7 +121,7 @@ class CompressionFixture(Fixture):
 
     def check_identity(self) -> None:
         """With the options for doing nothing the logits are the model's."""
-        made = self.compressed(**self.target.identity())
+        made = self.compressed(**(self.part.identity() or {}))
         same = torch.equal(self.seen(made, [0, 1]), self.seen(self.models[0], [0, 1]))
         demand(same, f"{self.part.name}: set to do nothing, it changes logits.")
 

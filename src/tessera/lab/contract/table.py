@@ -1,42 +1,32 @@
-"""Which fixture a part is tried on: by what it is, otherwise by its socket. A socket without a row has the plain checks."""
+"""Which fixture a part is tried on: by its socket and how it is used there. What has no row has the plain checks."""
 
 from __future__ import annotations
 
 from tessera import registry
-from tessera.hosts.part import HostPart
 from tessera.lab.contract import CHECKS
 from tessera.lab.contract.fixture import Fixture
 from tessera.lab.contract.hosted import HostFixture
 from tessera.lab.contract.models import ComposedFixture, DualFixture
 from tessera.lab.contract.others import CompressionFixture, FewShotFixture, PixelsFixture
 from tessera.lab.contract.training import ObjectiveFixture, TuningFixture
-from tessera.models.views import EncoderViews
-from tessera.training.objective import Objective
-from tessera.training.tuning import Tuning
 
-BY_KIND: tuple[tuple[type, type[Fixture]], ...] = (
-    (HostPart, HostFixture),
-    (EncoderViews, ComposedFixture),
-    (Objective, ObjectiveFixture),
-    (Tuning, TuningFixture),
-)
-BY_SOCKET: dict[str, type[Fixture]] = {
-    "pixels": PixelsFixture,
-    "encoders": ComposedFixture,
-    "experts": ComposedFixture,
-    "tokens": ComposedFixture,
-    "connectors": ComposedFixture,
-    "couplings": ComposedFixture,
-    "contrastive": DualFixture,
-    "few_shot": FewShotFixture,
-    "compression": CompressionFixture,
+BY_USE: dict[registry.Use, type[Fixture]] = {"plugged": HostFixture, "built": ComposedFixture}
+BY_SOCKET: dict[tuple[str, registry.Use], type[Fixture]] = {
+    ("pixels", "around"): PixelsFixture,
+    ("contrastive", "built"): DualFixture,
+    ("few_shot", "called"): FewShotFixture,
+    ("compression", "called"): CompressionFixture,
+    ("objectives", "called"): ObjectiveFixture,
+    ("distillation", "called"): ObjectiveFixture,
+    ("preference", "called"): ObjectiveFixture,
+    ("tuning", "called"): TuningFixture,
 }
 
 
 def fixtures(part: registry.Part) -> list[type[Fixture]]:
-    """The fixtures of a part: one for every kind that it is of, else that of its socket."""
-    kinds = [fixture for kind, fixture in BY_KIND if isinstance(part.target, type) and issubclass(part.target, kind)]
-    return kinds or [BY_SOCKET.get(part.socket, Fixture)]
+    """The fixtures of a part: one for every contract that it keeps."""
+    found = [BY_SOCKET.get((part.socket, kept.use)) or BY_USE.get(kept.use, Fixture) for kept in part.contracts]
+    return list(dict.fromkeys(found)) or [Fixture]
 
 
 def fixture(part: registry.Part) -> Fixture:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.models.compression import Score, same_architecture
+from tessera.models.compression import Merger, Score, same_architecture
 from tessera.registry import part
 
 M = TypeVar("M", bound=nn.Module)
@@ -89,8 +89,8 @@ class _Scored(nn.Module):
 
 
 @part("model_soups", socket="compression", catalog=317)
-class ModelSoups:
-    """A `Merger`."""
+class ModelSoups(Merger):
+    """The uniform soup, the greedy one, and the learned one."""
 
     @config
     class Config:

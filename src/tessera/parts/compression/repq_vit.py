@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.models.compression import vision_of
+from tessera.models.compression import Compressor, vision_of
 from tessera.nn.quantise import PERCENTILES, Fit, Quantised, bounds, fitted, quantised
 from tessera.nn.readers import Readers, norm_readers
 from tessera.registry import part
@@ -135,8 +135,8 @@ def attend(
 
 
 @part("repq_vit", socket="compression", catalog=418)
-class RepQViT:
-    """A `Compressor`."""
+class RepQViT(Compressor):
+    """A tower with quantised weights and activations."""
 
     @config
     class Config:

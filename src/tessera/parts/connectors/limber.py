@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import nn
 
 from tessera.config import config
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
@@ -25,7 +26,7 @@ TRAINED = {"connector": 1.0}
 
 
 @part("limber", socket="connectors", catalog=254)
-class Limber(nn.Module):
+class Limber(Connector):
     """[B, N, width] -> [B, N, out_width]."""
 
     @config
@@ -39,8 +40,7 @@ class Limber(nn.Module):
                 raise ValueError(f"dropout is a chance from 0 to below 1, not {self.dropout}.")
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
         self.project = nn.Linear(width, out_width)
         self.dropout = nn.Dropout(config.dropout)
         self.init_weights()

@@ -9,13 +9,14 @@ Shapes: [B, N, D] -> [B, N, E].
 from torch import nn
 
 from tessera.config import config
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
 
 
 @part("linear", socket="connectors")
-class Linear(nn.Module):
+class Linear(Connector):
     """[B, N, width] -> [B, N, out_width]."""
 
     @config
@@ -25,8 +26,7 @@ class Linear(nn.Module):
         bias: bool = True
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
         self.project = nn.Linear(width, out_width, bias=config.bias)
         self.init_weights()
 

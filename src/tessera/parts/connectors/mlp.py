@@ -14,13 +14,14 @@ from itertools import pairwise
 from torch import nn
 
 from tessera.config import config
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
 
 
 @part("mlp", socket="connectors")
-class MLP(nn.Module):
+class MLP(Connector):
     """[B, N, width] -> [B, N, out_width]: (norm), linear, GELU, linear, ... linear."""
 
     @config
@@ -39,8 +40,7 @@ class MLP(nn.Module):
                 raise ValueError(f"depth and hidden must be at least 1, not {self.depth} and {self.hidden}.")
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
         hidden = config.hidden or out_width
         widths = [width] + [hidden] * (config.depth - 1) + [out_width]
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()

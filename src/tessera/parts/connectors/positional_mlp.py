@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.config import config
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
@@ -25,7 +26,7 @@ GAIN = 1.0
 
 
 @part("positional_mlp", socket="connectors")
-class PositionalMLP(nn.Module):
+class PositionalMLP(Connector):
     """norm, linear, GELU, linear, normalised; plus a normalised linear map of the place's Fourier features."""
 
     @config
@@ -40,8 +41,7 @@ class PositionalMLP(nn.Module):
                 raise ValueError(f"bands and hidden must be at least 1, not {self.bands} and {self.hidden}.")
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
         self.bands = config.bands
         hidden = config.hidden or out_width
         self.norm = nn.LayerNorm(width)

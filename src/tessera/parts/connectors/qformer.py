@@ -22,6 +22,7 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.qformer import QFormer, gather
 from tessera.nn.tokens import QuestionText, VisualTokens
@@ -29,7 +30,7 @@ from tessera.registry import part
 
 
 @part("qformer", socket="connectors", catalog=358)
-class InstructQFormer(nn.Module):
+class InstructQFormer(Connector):
     """[B, N, width] and a question [B, Q, out_width] -> [B, queries, out_width]."""
 
     @config
@@ -56,9 +57,8 @@ class InstructQFormer(nn.Module):
                 raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads.")
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
-        self.out_width = out_width
-        self.wants: tuple[str, ...] = ("question",) if config.reads_question else ()
+        super().__init__(config, width, out_width)
+        self.reads_question = config.reads_question
         inner, self.longest = config.width, config.positions
         self.queries = nn.Parameter(torch.empty(1, config.queries, inner))
         self.text = nn.Linear(out_width, inner) if config.reads_question else None

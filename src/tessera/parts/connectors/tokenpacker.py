@@ -20,6 +20,7 @@ from torch import nn
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Connector
 from tessera.nn import initialise
 from tessera.nn.point_region import attend_regions, regions, shrink
 from tessera.nn.tokens import VisualTokens, from_grid
@@ -31,7 +32,7 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 @part("tokenpacker", socket="connectors", catalog=288)
-class TokenPacker(nn.Module):
+class TokenPacker(Connector):
     """[B, N, width] on a raster -> [B, N / s^2, out_width] on the raster that is s times smaller."""
 
     @config
@@ -51,10 +52,10 @@ class TokenPacker(nn.Module):
                 raise ValueError(f"factor, levels, width and heads are at least 1, not {sizes}.")
 
     def __init__(self, config: Config, width: int, out_width: int) -> None:
-        super().__init__()
+        super().__init__(config, width, out_width)
         if width % config.levels:
             raise UserError(f"connectors 'tokenpacker': {width} channels are not {config.levels} levels of equal width.")
-        self.out_width, self.factor, self.level = out_width, config.factor, width // config.levels
+        self.factor, self.level = config.factor, width // config.levels
         inner = config.width or self.level
         self.heads = config.heads or max(1, inner // 128)
         if inner % self.heads:

@@ -35,6 +35,8 @@ from tessera.registry import part
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tessera.models.contracts import Encoder
+
 
 @part("ep_alm", socket="couplings", catalog=119)
 class EPALM(Coupling):
@@ -65,12 +67,12 @@ class EPALM(Coupling):
         config: Config,
         width: int,
         language_model: nn.Module | None = None,
-        encoders: Sequence[nn.Module] = (),
+        encoders: Sequence[Encoder] = (),
         **context: Any,
     ) -> None:
         super().__init__(config, width, language_model, encoders, **context)
         layers = decoder_layers(language_model, "ep_alm")
-        depths = [int(getattr(encoder, "level_count", 0)) for encoder in encoders]
+        depths = [encoder.level_count for encoder in encoders]
         if not depths or min(depths) < config.levels:
             raise UserError(f"coupling 'ep_alm': {config.levels} levels are wanted, the encoders have {depths}.")
         self.start = (3 * len(layers)) // 5 if config.start is None else config.start
@@ -86,8 +88,7 @@ class EPALM(Coupling):
                 f"are {self.end - self.start}. Take fewer levels or an earlier start."
             )
         self.count = config.levels
-        widths: list[Any] = [encoder.width for encoder in encoders]
-        channels = sum(widths)
+        channels = sum(encoder.width for encoder in encoders)
         self.projection = nn.ModuleList(nn.Linear(channels, width) for _ in range(1 if config.shared else config.levels))
         self.prompt = nn.Embedding(config.prompt, width) if config.prompt else None
         mlp = config.prompt and config.prompt_mlp
@@ -108,15 +109,15 @@ class EPALM(Coupling):
             return None
         return min((layer - self.start) // ((self.end - self.start) // self.count), self.count - 1)
 
-    def encode(self, pixel_values: Tensor, encoders: Sequence[nn.Module]) -> VisualTokens:
+    def encode(self, pixel_values: Tensor, encoders: Sequence[Encoder]) -> VisualTokens:
         """[M, 3, S, S] -> what the last k layers say of the whole image, [M, k, D], from shallow to deep."""
         found = []
         for encoder in encoders:
             pixels = pixel_values.to(next(encoder.parameters()).dtype)
-            size = int(encoder.image_size)  # type: ignore[arg-type]
+            size = encoder.image_size
             if pixels.shape[-2:] != (size, size):
                 pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-            levels = encoder.levels(pixels)[-self.count :]  # type: ignore[operator]
+            levels = encoder.levels(pixels)[-self.count :]
             found.append(torch.stack([level.mean(1) for level in levels], dim=1))
         features = torch.cat([F.layer_norm(x, x.shape[-1:]) for x in found], dim=-1)
         places = torch.full((*features.shape[:2], 2), 0.5, device=features.device)

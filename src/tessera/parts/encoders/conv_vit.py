@@ -20,6 +20,7 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Encoder
 from tessera.nn import initialise
 from tessera.nn.vit import Backend, FeedForward, SelfAttention, eager_backend
 from tessera.registry import part
@@ -46,7 +47,7 @@ class ConvBlock(nn.Module):
 
 
 @part("conv_vit", socket="encoders")
-class ConvViT(nn.Module):
+class ConvViT(Encoder):
     """Pixels [B, 3, S, S] -> features [B, N, width]."""
 
     @config
@@ -71,7 +72,7 @@ class ConvViT(nn.Module):
                 raise ValueError(f"depth and mlp_ratio must be at least 1, not {self.depth} and {self.mlp_ratio}.")
 
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
-        super().__init__()
+        super().__init__(config, backend)
         backend = backend if backend is not None else eager_backend()
         side = config.image_size // config.patch_size
         self.image_size = config.image_size

@@ -25,6 +25,7 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Encoder
 from tessera.nn import initialise
 from tessera.nn.vit import Backend, eager_attention
 from tessera.registry import part
@@ -149,7 +150,7 @@ TINY = {"image_size": 32, "widths": (12, 24), "depths": (1, 2), "heads": (1, 4)}
 
 
 @part("hilo", socket="encoders", catalog=376)
-class HiLoTower(nn.Module):
+class HiLoTower(Encoder):
     """Pixels [B, 3, S, S] -> features [B, N, width] of the last stage."""
 
     @config
@@ -186,7 +187,7 @@ class HiLoTower(nn.Module):
                 raise ValueError(f"image_size {self.image_size} is not a multiple of {step}, patch_size and mergings together.")
 
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
-        super().__init__()
+        super().__init__(config, backend)
         stages = list(zip(config.widths, config.depths, config.heads, config.windows, strict=True))
         side = config.image_size // config.patch_size // 2 ** (len(stages) - 1)
         self.image_size = config.image_size

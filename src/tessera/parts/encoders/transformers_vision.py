@@ -12,18 +12,19 @@ right and lower edge belong to no patch); class and register tokens dropped.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tessera.config import config
 from tessera.errors import UserError, unknown
+from tessera.models.contracts import Encoder
 from tessera.nn.vit import Backend
 from tessera.registry import part
 
 
 @part("transformers_vision", socket="encoders")
-class TransformersVision(nn.Module):
+class TransformersVision(Encoder):
     """Pixels [B, 3, S, S] -> features [B, N, width] of one hidden layer of a transformers vision tower."""
 
     @config
@@ -36,7 +37,7 @@ class TransformersVision(nn.Module):
         drop: int | None = None
 
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
-        super().__init__()
+        super().__init__(config, backend)
         values = dict(config.tower)
         kind = values.pop("model_type", None)
         if not isinstance(kind, str):

@@ -13,16 +13,16 @@ Shapes: K sets [B, N_k, D_k] -> [B, N_1, D_1 + ... + D_K].
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Experts
 from tessera.nn.tokens import VisualTokens, from_grid, resample
 from tessera.registry import part
 
 
 @part("channel_concat", socket="experts")
-class ChannelConcat(nn.Module):
+class ChannelConcat(Experts):
     """Concatenates the encoders' features place by place."""
 
     @config
@@ -30,7 +30,7 @@ class ChannelConcat(nn.Module):
         """No settings."""
 
     def __init__(self, config: Config, widths: Sequence[int], grids: Sequence[tuple[int, int]]) -> None:
-        super().__init__()
+        super().__init__(config, widths, grids)
         self.width = sum(widths)
         self.grid = grids[0]
 

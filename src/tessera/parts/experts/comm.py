@@ -25,6 +25,7 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Experts
 from tessera.nn import initialise
 from tessera.nn.tokens import VisualTokens, from_grid, resample
 from tessera.nn.vit import FeedForward
@@ -72,10 +73,10 @@ class LayerMerge(nn.Module):
 
 
 @part("comm", socket="experts", catalog=166)
-class COMM(nn.Module):
+class COMM(Experts):
     """Layers of all encoders -> one set of visual tokens on the first encoder's grid."""
 
-    wants = ("levels",)
+    reads_levels = True
 
     @config
     class Config:
@@ -101,7 +102,7 @@ class COMM(nn.Module):
         levels: Sequence[int] | None = None,
     ) -> None:
         """levels: how many layers each encoder shows; one each by default."""
-        super().__init__()
+        super().__init__(config, widths, grids)
         self.width = sum(widths)
         self.grid = grids[0]
         shown = list(levels) if levels is not None else [1] * len(widths)

@@ -5,16 +5,15 @@ Shapes: one set of tokens [B, N, D] -> the same.
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Experts
 from tessera.nn.tokens import VisualTokens
 from tessera.registry import part
 
 
 @part("single", socket="experts")
-class Single(nn.Module):
+class Single(Experts):
     """Hands the only encoder's tokens on."""
 
     @config
@@ -22,7 +21,7 @@ class Single(nn.Module):
         """No settings."""
 
     def __init__(self, config: Config, widths: Sequence[int], grids: Sequence[tuple[int, int]]) -> None:
-        super().__init__()
+        super().__init__(config, widths, grids)
         if len(widths) != 1:
             raise UserError(
                 f"experts 'single' takes one encoder, {len(widths)} are configured. Use 'channel_concat' for several."

@@ -37,6 +37,7 @@ from tessera.training.objective import Collate, Frozen, Loss, Objective
 from tessera.training.stages import sockets_of
 
 if TYPE_CHECKING:
+    from tessera.models.contracts import Encoder
     from tessera.world import World
 
 
@@ -63,10 +64,9 @@ def mask_pixels(pixels: Tensor, mask: Tensor, grid: tuple[int, int], patch: int)
     return pixels * F.pad(shown, (0, width - columns * patch, 0, height - rows * patch))
 
 
-def patch_side(encoder: Any) -> int:
+def patch_side(encoder: Encoder) -> int:
     """Side in pixels of an encoder's patches: its `patch_size` where it has one, else its image divided by its grid."""
-    own = getattr(encoder, "patch_size", None)
-    return int(encoder.image_size) // int(encoder.grid[0]) if own is None else int(own)
+    return encoder.image_size // encoder.grid[0] if encoder.patch_size is None else encoder.patch_size
 
 
 class DecoderBlock(nn.Module):

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import gcd
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
 from tessera.config import config
 from tessera.errors import UserError
-from tessera.hosts.pixels import View
+from tessera.hosts.pixels import Pixels, View
 from tessera.registry import part
 
 Grid: TypeAlias = tuple[int, int]
@@ -35,7 +35,7 @@ Grid: TypeAlias = tuple[int, int]
 
 
 @part("mini_monkey", socket="pixels", catalog=298)
-class MiniMonkey:
+class MiniMonkey(Pixels):
     """Cuts a picture into the detail layer, the adaptive layer and the thumbnail."""
 
     @config
@@ -55,13 +55,10 @@ class MiniMonkey:
                 if not 1 <= least <= most:
                     raise ValueError(f"{name} is (least, most) tiles with 1 <= least <= most, not {(least, most)}.")
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
     @classmethod
-    def example(cls) -> dict[str, int]:
-        """Options for a model that reads 112 pixels."""
-        return {"tile": 112}
+    def example(cls, side: int) -> dict[str, Any]:
+        """Tiles of that size."""
+        return {"tile": side}
 
     def grids(self, width: int, height: int) -> tuple[Grid, Grid]:
         """(detail, adaptive) for a picture of so many pixels. Raises `UserError` when no adaptive grid lies apart."""

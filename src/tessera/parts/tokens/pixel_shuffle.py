@@ -10,16 +10,15 @@ Deviations: channels are ordered (row in the square, column in the square, chann
 Shapes: [B, N, D] on a grid (h, w) -> [B, N / r^2, D r^2] on (h / r, w / r).
 """
 
-from torch import nn
-
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import TokenModule
 from tessera.nn.tokens import VisualTokens, from_grid
 from tessera.registry import part
 
 
 @part("pixel_shuffle", socket="tokens")
-class PixelShuffle(nn.Module):
+class PixelShuffle(TokenModule):
     """Merges r x r neighbours on channels."""
 
     @config
@@ -33,13 +32,13 @@ class PixelShuffle(nn.Module):
                 raise ValueError(f"factor must be at least 1, not {self.factor}.")
 
     def __init__(self, config: Config, width: int, grid: tuple[int, int]) -> None:
-        super().__init__()
+        super().__init__(config, width, grid)
         factor = config.factor
         if grid[0] % factor or grid[1] % factor:
             raise UserError(f"tokens 'pixel_shuffle': a grid of {grid[0]} x {grid[1]} cannot be cut into squares of {factor}.")
         self.factor = factor
         self.width = width * factor * factor
-        self.grid: tuple[int, int] | None = (grid[0] // factor, grid[1] // factor)
+        self.grid = (grid[0] // factor, grid[1] // factor)
 
     @staticmethod
     def token_count(config: Config, count: int) -> int:

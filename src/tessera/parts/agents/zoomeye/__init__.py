@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 
 from tessera.config import config
+from tessera.hosts.agent import Agent
 from tessera.hosts.pixels import UnitBox, View
 from tessera.parts.agents.zoomeye.crops import crop_box, framed, merged, side_by_side, squared, union, unit
 from tessera.parts.agents.zoomeye.tree import Confidence, Kind, RegionNode, depth_of, grow, search_all, weight
@@ -99,7 +100,7 @@ class ZoomPrompts:
 
 
 @part("zoomeye", socket="agents", catalog=114)
-class ZoomEye:
+class ZoomEye(Agent):
     """Searches, then answers."""
 
     @config
@@ -135,9 +136,6 @@ class ZoomEye:
                 raise ValueError(f"steps lower the threshold: one or more numbers above 0, not {self.steps}.")
             if min(self.depth, self.all_depth, self.patience, self.interval) < 1 or self.crop_scale <= 0:
                 raise ValueError("depth, all_depth, patience and interval are at least 1, crop_scale is above 0.")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def answer(
         self,

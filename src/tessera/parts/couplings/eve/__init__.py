@@ -36,6 +36,8 @@ from tessera.registry import part
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tessera.models.contracts import Encoder
+
 
 @part("eve", socket="couplings", catalog=127)
 class EVE(Coupling):
@@ -75,7 +77,7 @@ class EVE(Coupling):
         config: Config,
         width: int,
         language_model: nn.Module | None = None,
-        encoders: Sequence[nn.Module] = (),
+        encoders: Sequence[Encoder] = (),
         backend: Backend | None = None,
     ) -> None:
         super().__init__(config, width, language_model, encoders, backend)
@@ -109,7 +111,7 @@ class EVE(Coupling):
         """The coupling, and its teacher if it has one."""
         return {"coupling": self} | ({} if self.teacher is None else {"teacher": self.teacher})
 
-    def encode(self, pixel_values: Tensor, encoders: Sequence[nn.Module]) -> VisualTokens:
+    def encode(self, pixel_values: Tensor, encoders: Sequence[Encoder]) -> VisualTokens:
         """[M, 3, S, S] -> [M, n, D]."""
         size = self.image_size
         if pixel_values.shape[-2:] != (size, size):

@@ -30,6 +30,7 @@ from transformers import initialization as init
 
 from tessera.config import config
 from tessera.errors import UserError
+from tessera.models.contracts import Experts
 from tessera.nn import initialise
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid, resample
 from tessera.parts.experts.mova.layers import PlacedAttention, QuestionReader, RegBlock, SwiGLU
@@ -115,10 +116,10 @@ class Router(nn.Module):
 
 
 @part("mova", socket="experts", catalog=2)
-class MoVA(nn.Module):
+class MoVA(Experts):
     """Base and experts -> one set of visual tokens of the base's width."""
 
-    wants = ("question",)
+    reads_question = True
 
     @config
     class Config:
@@ -154,7 +155,7 @@ class MoVA(nn.Module):
     ) -> None:
         """text_width: channels of the question's words. Raises `UserError` where there are experts and nobody who asks, and for
         heads that do not divide the base."""
-        super().__init__()
+        super().__init__(config, widths, grids)
         base, experts, self.base_grid = widths[0], widths[1:], grids[0]
         heads = config.heads if config.heads is not None else heads_of(base)
         if heads < 1 or base % (4 * heads):
@@ -184,8 +185,8 @@ class MoVA(nn.Module):
         """The adapter begins as the base."""
         init.zeros_(self.position)
         for module in self.modules():
-            if module is not self and callable(own := getattr(module, "init_weights", None)):
-                own()
+            if module is not self and isinstance(module, initialise.OwnWeights):
+                module.init_weights()
 
     def forward(
         self, sets: Sequence[VisualTokens], question: QuestionText | None = None, named: Tensor | None = None
