@@ -67,7 +67,6 @@ ALLOWED = (
     Allowed("bare", r"hosts/report", r"self\.bare|bare: GenerationCost|bare=costs", "key of the report's JSON"),
     Allowed("bare", r"lab/compare|lab/pages/templates/compare|cli/compare", r'"bare"', "value in the JSON of `tessera compare`"),
     Allowed("teaches", r"claims/engines/provision", r'id="teaches"', "id of a claim in evidence"),
-    Allowed("taught", r"docs/evidence\.md", r"absent things", "promise in evidence, new when that claim is run again"),
     Allowed("lot", r"protocols/post_training", r"\blot\b", "field of a protocol in digests of evidence: objects of a batch"),
     Allowed("findings", r"data/check|cli/data", r"findings\b", "key of the JSON of `tessera data check`"),
     Allowed("finding", r"data/check", r"for finding duplicates", "ordinary English: to find"),

@@ -17,7 +17,7 @@ from tessera.errors import TesseraError, UserError
 from tessera.hosts.context import PlugContext
 from tessera.hosts.forward import Applied, ForwardPass
 from tessera.hosts.part import HostPart, LayerView, name_of
-from tessera.hosts.reader import AttentionReader, PartTaps
+from tessera.hosts.reader import AttentionReader, PartTaps, Probes
 from tessera.hosts.sequence import Decision, Sequence, TokenStage
 from tessera.hosts.values import Positions
 
@@ -29,11 +29,13 @@ class Boundary:
     Parts are named by their numbers in the context.
 
     taps     what each part has tapped
+    probes   for what it has not
     kwargs   what the host passes to the layer, in full indices
     """
 
     context: PlugContext
     taps: SequenceOf[PartTaps]
+    probes: Probes
     layer: int
     current: ForwardPass
     stage: TokenStage
@@ -50,7 +52,7 @@ class Boundary:
                 architecture=context.architecture,
                 title=context.host.title,
                 taps=self.taps[number],
-                state=context.states.here(),
+                probes=self.probes,
                 current=self.current,
                 stage=stage,
             ),

@@ -48,7 +48,7 @@ def _language_listener(context: PlugContext, layer: int, tap: Tap) -> Listener:
     def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
         state = context.states.here()
         current = state.current
-        if current is None or not current.prefill or state.probing or not current.sequence.has_visual:
+        if current is None or not current.prefill or state.probe is not None or not current.sequence.has_visual:
             return
         stage = current.sequence.stages[layer]
         key = key[:, :, : query.shape[2]]  # a static cache hands over all its room

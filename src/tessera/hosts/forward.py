@@ -74,6 +74,14 @@ class ForwardPass:
     applied: dict[int, list[Applied]] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class Probe:
+    """A layer's attention of the tokens `query` [B] (int64, pruned indices) is wanted; `found` [B, K] float32 is it."""
+
+    query: Tensor
+    found: Tensor | None = None
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class HostState:
     """What one thread has done with a host.
@@ -82,7 +90,7 @@ class HostState:
     current    the forward that runs, or ran last
     prefilled  the sequence of the last prefill, and `example` the call that it came from
     replayed   a sequence whose decisions are taken again, see `TransformersHost.replay`
-    probing    whether a layer attends out of turn, for scores alone
+    probe      a layer attends out of turn, for scores alone
     """
 
     prompt: Prompt
@@ -90,7 +98,7 @@ class HostState:
     prefilled: Sequence | None = None
     example: ModelCall | None = None
     replayed: Sequence | None = None
-    probing: bool = False
+    probe: Probe | None = None
 
 
 class _Own(threading.local):

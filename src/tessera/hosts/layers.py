@@ -25,7 +25,7 @@ from tessera.hosts.forward import ForwardPass
 from tessera.hosts.inputs import replace
 from tessera.hosts.layer_inputs import layer_arguments
 from tessera.hosts.part import HostPart, name_of
-from tessera.hosts.reader import PartTaps, image_lengths
+from tessera.hosts.reader import PartTaps, Probes, image_lengths
 from tessera.hosts.sequence import Sequence, TokenStage
 
 
@@ -36,6 +36,7 @@ class LayerSocket:
         """Raises `UserError` for parts that name layers which do not exist."""
         self.context = context
         self.taps: list[PartTaps] = []
+        self.probes = Probes(context.states)
         count = len(context.architecture.layers)
         self.selecting: list[list[int]] = [[] for _ in range(count)]
         self.transforming: list[list[int]] = [[] for _ in range(count)]
@@ -68,6 +69,10 @@ class LayerSocket:
             language_model: Any = architecture.language_model
             if hasattr(language_model, "_deepstack_process"):
                 replace(language_model, "_deepstack_process", self._deepstack(language_model._deepstack_process), undo)
+
+    def close(self) -> None:
+        """Takes out what was installed on demand; before parts take out what they have installed."""
+        self.probes.close()
 
     # One forward
 
@@ -143,7 +148,7 @@ class LayerSocket:
             if not transforming and (stage.full or _as_it_is(stage, layer, kwargs)):
                 return None
             given = args[0] if args else kwargs["hidden_states"]
-            boundary = Boundary(context, self.taps, layer, current, stage, given, kwargs)
+            boundary = Boundary(context, self.taps, self.probes, layer, current, stage, given, kwargs)
             boundary.transform(transforming)
             return self._arguments(boundary, given, args)
 
@@ -153,7 +158,7 @@ class LayerSocket:
         sequence, replayed = current.sequence, self.context.states.here().replayed
         given = args[0] if args else kwargs["hidden_states"]
         entered = sequence.stages[layer - 1] if layer else sequence.root
-        boundary = Boundary(self.context, self.taps, layer, current, entered, given, kwargs)
+        boundary = Boundary(self.context, self.taps, self.probes, layer, current, entered, given, kwargs)
         boundary.transform(self.transforming[layer])
         if sequence.has_visual and layer in current.applied:
             boundary.again()

@@ -182,6 +182,7 @@ class PluggedHost(Host):
                 part.install(self, undo)
             layers.install(undo)
             positions.install(undo)
+            undo.callback(layers.close)
             if any(type(part).logits_processors is not HostPart.logits_processors for part in self.parts):
                 wrap_generate(self.model, self.logits_processors, undo)
             self._undo = undo.pop_all()

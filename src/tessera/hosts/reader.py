@@ -6,6 +6,7 @@ Legend: B rows, S tokens of the prompt, K tokens left at the boundary, E width.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.architecture import Architecture
-from tessera.hosts.forward import ForwardPass, HostState
+from tessera.hosts.forward import ForwardPass, Probe, ThreadStates
 from tessera.hosts.layer_inputs import layer_arguments
 from tessera.hosts.sequence import Sequence as HostSequence
 from tessera.hosts.sequence import TokenStage, images_of_rows
@@ -28,6 +29,42 @@ from tessera.nn.raster import for_rows
 
 class _Enough(Exception):
     """The probe has what it wants."""
+
+
+class Probes:
+    """Lets layers attend out of turn. Their listeners are installed on demand and stay as long as the parts are plugged in: other
+    threads may be attending."""
+
+    def __init__(self, states: ThreadStates) -> None:
+        self._states, self._undo, self._lock = states, ExitStack(), threading.Lock()
+        self._installed: set[nn.Module] = set()
+
+    def run(self, attention: nn.Module, query: Tensor, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """[B, K] float32: probabilities of the tokens `query` [B] where `attention` is given hidden [B, K, E]; None where it does
+        not go through transformers' registry."""
+        with self._lock:
+            if attention not in self._installed:
+                listen(attention, self._caught, self._undo)
+                self._installed.add(attention)
+        state = self._states.here()
+        probe = state.probe = Probe(query)
+        try:
+            with suppress(_Enough):
+                attention(hidden_states=hidden, **kwargs)
+        finally:
+            state.probe = None
+        return probe.found
+
+    def close(self) -> None:
+        """Takes the listeners out."""
+        self._undo.close()
+        self._installed.clear()
+
+    def _caught(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
+        probe = self._states.here().probe
+        if probe is not None:
+            probe.found = probabilities(module, query, key, mask, scaling, "last", probe.query)
+            raise _Enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +82,6 @@ class AttentionReader:
 
     model    the host's
     title    its family, for people
-    state    of the thread that computes `current`
     stage    the tokens of the boundary
     """
 
@@ -53,7 +89,7 @@ class AttentionReader:
     architecture: Architecture
     title: str
     taps: PartTaps
-    state: HostState
+    probes: Probes
     current: ForwardPass
     stage: TokenStage
 
@@ -95,21 +131,10 @@ class AttentionReader:
         takes = inspect.signature(attention.forward).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
             kwargs = {name: value for name, value in kwargs.items() if name in takes}
-        caught: list[Tensor] = []
-
-        def hook(module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
-            caught.append(probabilities(module, query, key, mask, scaling, "last", stage.query))
-            raise _Enough
-
-        with ExitStack() as undo:
-            self.state.probing = True
-            undo.callback(setattr, self.state, "probing", False)
-            listen(attention, hook, undo)
-            with suppress(_Enough):
-                attention(hidden_states=self.architecture.norm(layer)(hidden), **kwargs)
-        if not caught:
+        found = self.probes.run(attention, stage.query, self.architecture.norm(layer)(hidden), kwargs)
+        if found is None:
             raise UserError(f"{self.title}'s attention does not go through transformers' registry: it cannot be probed.")
-        return caught[0]
+        return found
 
     def tower_scores(self) -> Tensor:
         """[B, K] float32: the tower tap's score of each visual token, -inf elsewhere, +inf for tokens that show no place."""
