@@ -17,21 +17,22 @@ PART = '''"""A linear map. Shapes: [B, N, D] -> [B, N, E]."""
 from torch import nn
 
 from tessera.config import config
+from tessera.models.contracts import Connector
 from tessera.registry import part
 
 
 @part("toy", socket="connectors")
-class Toy(nn.Linear):
+class Toy(Connector):
     @config
     class Config:
         """Nothing to choose."""
 
     def __init__(self, config, width, out_width):
-        super().__init__(width, out_width)
-        self.out_width = out_width
+        super().__init__(config, width, out_width)
+        self.project = nn.Linear(width, out_width)
 
     def forward(self, tokens):
-        return tokens.with_features(super().forward(tokens.features))
+        return tokens.with_features(self.project(tokens.features))
 '''
 CLAIMS = """
 import os
