@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,8 +94,48 @@ def test_every_benchmark_is_listed_and_loads(capsys: Captured) -> None:
     shown = capsys.readouterr().out
     for name in BENCHMARKS:
         assert f" {name} " in shown
-        assert main.run(["bench", name, "--help"]) == 0
-        assert f"tessera bench {name}" in capsys.readouterr().out
+        assert f"tessera bench {name}" in help_of(name, capsys)
+
+
+QUICK = {
+    "train": ["--questions", "2", "--per-image", "2", "--steps", "1", "--rounds", "1"],
+    "tokens": ["--layers", "4", "--width", "64"],
+    "serve": ["--requests", "10", "--at-once", "2"],
+}
+"""Options that make the way to the first measurement short; a benchmark goes without."""
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_ends_when_it_is_told_to(name: str, folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """SIGTERM, which does what Ctrl-C does, at the second look at the clock, in the midst of what is measured."""
+    looks: list[str] = []
+    real = time.perf_counter
+
+    def clock() -> float:
+        where = sys._getframe(1).f_globals["__name__"]
+        if where.startswith(("tessera.bench.", "tessera.measure.")):
+            looks.append(where)
+            if len(looks) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return real()
+
+    options = [*QUICK.get(name, []), *(["--model", folder] if "--model" in help_of(name, capsys) else [])]
+    missed: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: missed.append(number))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "perf_counter", clock)
+            assert main.run(["bench", name, *options, "--json"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert (missed, said.out, len(looks) >= 2) == ([], "", True)
+    assert "interrupted" in said.err
+
+
+def help_of(name: str, capsys: Captured) -> str:
+    assert main.run(["bench", name, "--help"]) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,17 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: int) -> No
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+def test_a_signal_in_the_last_step_is_told(tmp_path: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if event.kind == "step" and event.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = settings(3)
+    ended = Trainer(ToyVLM(), data(config), config, tmp_path / "a", on_event=interrupt).run()
+    assert ended.step == 3 and ended.interrupted and not ended.stopped
+    assert not Trainer(ToyVLM(), data(config), config, tmp_path / "b").run().interrupted
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def interrupt(event: Event) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -84,7 +84,8 @@ def _training(recipe: Recipe, model: Any, processor: Any) -> tuple[float, float]
         last = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(model, data, settings, Path(folder), on_event=note).run(resume=False)
+        if Trainer(model, data, settings, Path(folder), on_event=note).run(resume=False).interrupted:
+            raise KeyboardInterrupt
     pace = [statistics.mean(taken[stage.name][1:]) for stage in settings.stages]
     return reading * scenes / few if few else 0.0, sum(n * seconds for n, seconds in zip(steps, pace, strict=True))
 

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import statistics
 import threading
 import time
 from collections import Counter
@@ -128,6 +129,7 @@ def _served(model: str, limits: Limits) -> Iterator[tuple[int, int, Any]]:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        stack.callback(process.wait)
         stack.callback(process.kill)
         assert process.stdout is not None
         stack.enter_context(process.stdout)
@@ -168,15 +170,18 @@ class _Load:
         first = max(1, len(self.plan) // 5)
         with progress() as bars, ThreadPoolExecutor(self.at_once) as threads:
             task = bars.add_task("asking", total=len(self.plan))
-            for done, _ in enumerate(threads.map(lambda entry: self._one(entry[0], entry[1], expected), self.plan), 1):
-                bars.advance(task)
-                if done == first:
-                    start = memory()
+            try:
+                for done, _ in enumerate(threads.map(lambda entry: self._one(entry[0], entry[1], expected), self.plan), 1):
+                    bars.advance(task)
+                    if done == first:
+                        start = memory()
+            except BaseException:  # without this, leaving the block would first ask all the rest
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
         seconds, end = time.perf_counter() - begin, memory()
         self._check_idle()
         bad = Counter(kind for kind, _ in self.plan if kind != "good")
         cancelled = bad["left"]
-        ordered = sorted(self.seconds)
         return ServeLoad(
             model=model or "nano shape, random weights",
             requests=len(self.plan),
@@ -189,8 +194,8 @@ class _Load:
             wrong=self.wrong[:20],
             seconds=round(seconds, 2),
             requests_per_second=round(len(self.plan) / seconds, 1),
-            median_seconds=round(ordered[len(ordered) // 2], 3) if ordered else 0.0,
-            slowest_seconds=round(ordered[-1], 3) if ordered else 0.0,
+            median_seconds=round(statistics.median(self.seconds or [0.0]), 3),
+            slowest_seconds=round(max(self.seconds, default=0.0), 3),
             tokens_out=self.counts["tokens"],
             start_mib=start,
             end_mib=end,

@@ -17,7 +17,7 @@ import typer
 from tessera.console import JsonOption, emit
 from tessera.measure.counting import flops
 from tessera.measure.llava import Shape, host, inputs
-from tessera.measure.sides import Ratio, interleaved, median
+from tessera.measure.sides import Ratio, interleaved, median, ratio
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,8 @@ SHARE = 0.8
 """Of what the FLOP ratio promises, the measured ratio should be at least this share."""
 OVERHEAD = 1.05
 """With identity settings a prefill should take at most this many times as long as the plain one."""
+DIGITS = 3
+"""Of ratios: an overhead of a percent must be seen."""
 PARTS: Mapping[str, dict[str, Any]] = {"pyramiddrop": {}, "fopru": {"keep": 0.25}, "aim": {}}
 """What is measured, with its options."""
 
@@ -103,7 +105,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
         taken = interleaved(sides, rounds)
     cases = []
     for name, options in PARTS.items():
-        promised, measured = counted["plain"] / counted[name], _ratio(taken["plain"], taken[name])
+        promised, measured = counted["plain"] / counted[name], ratio(taken["plain"], taken[name], DIGITS)
         cases.append(
             PartCase(
                 part=name,
@@ -119,7 +121,7 @@ def measure(shape: Shape | None = None, rounds: int = 9) -> TokenSpeed:
         )
     idles = []
     for name, options in idle.items():
-        overhead = _ratio(taken[f"{name}, idle"], taken["plain"])
+        overhead = ratio(taken[f"{name}, idle"], taken["plain"], DIGITS)
         idles.append(Idle(part=name, options=options, overhead=overhead, reached=overhead.median <= OVERHEAD))
     return TokenSpeed(
         shape=shape,
@@ -148,14 +150,6 @@ def _plugged(stack: ExitStack, model: Any, name: str, options: Mapping[str, Any]
 
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return stack.enter_context(plug(copy.deepcopy(model, shared), name, **options))
-
-
-def _ratio(slow: list[float], fast: list[float]) -> Ratio:
-    """`slow` over `fast`, round by round, to three digits behind the point: an overhead of a percent must be seen."""
-    each = sorted(a / b for a, b in zip(slow, fast, strict=True))
-    middle = len(each) // 2
-    value = each[middle] if len(each) % 2 else (each[middle - 1] + each[middle]) / 2
-    return Ratio(median=round(value, 3), low=round(each[0], 3), high=round(each[-1], 3))
 
 
 def tokens(

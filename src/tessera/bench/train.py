@@ -219,7 +219,9 @@ class _Same:
 
 
 def _ours(model: Any, batch: dict[str, Any], precision: str, steps: int, compiled: str) -> float:
-    """Seconds per step of the trainer, whose first two steps, in which optimiser and kernels are made, are not counted."""
+    """Seconds per step of the trainer, whose first two steps, in which optimiser and kernels are made, are not counted.
+
+    Raises `KeyboardInterrupt` if it is stopped."""
     from tessera.config import build
     from tessera.training.plan import TrainConfig
     from tessera.training.trainer import Trainer
@@ -237,7 +239,8 @@ def _ours(model: Any, batch: dict[str, Any], precision: str, steps: int, compile
             folder,
             on_event=lambda event: moments.append(time.perf_counter()) if event.kind == "step" else None,
         )
-        trainer.run(resume=False)
+        if trainer.run(resume=False).interrupted:
+            raise KeyboardInterrupt
     return (moments[-1] - moments[1]) / steps
 
 

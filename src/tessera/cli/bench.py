@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import typer
@@ -39,6 +43,23 @@ class Benchmarks(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else _load(name), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        with sigterm_as_interrupt():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that servers and folders of a benchmark do not outlive it."""
+    if threading.current_thread() is not threading.main_thread():  # signals are not its business
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _load(name: str) -> Any:

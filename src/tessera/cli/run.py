@@ -73,7 +73,7 @@ def run(
     begin = time.perf_counter()
     announced = None if (folder / "checkpoint").exists() and not fresh else _announce(chosen)
     trained, model, processor = train(chosen, folder, resume=not fresh)
-    if trained.stopped:
+    if trained.interrupted:
         note(trained.text)
         raise typer.Exit(130)
     seconds = {"training": trained.seconds}

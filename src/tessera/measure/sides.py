@@ -39,10 +39,10 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return taken
 
 
-def ratio(slow: list[float], fast: list[float]) -> Ratio:
-    """`slow` over `fast`, round by round."""
+def ratio(slow: list[float], fast: list[float], digits: int = 2) -> Ratio:
+    """`slow` over `fast`, round by round, rounded to `digits` behind the point."""
     each = sorted(a / b for a, b in zip(slow, fast, strict=True))
-    return Ratio(median=round(statistics.median(each), 2), low=round(each[0], 2), high=round(each[-1], 2))
+    return Ratio(median=round(statistics.median(each), digits), low=round(each[0], digits), high=round(each[-1], digits))
 
 
 def median(seconds: list[float]) -> float:

@@ -53,6 +53,8 @@ class TrainingResult:
     """Training time of all sittings, without evaluations."""
     text: str
     """A sentence for people."""
+    interrupted: bool
+    """Whether a signal came: in the last step it stops nothing, but whoever goes on after training should not."""
 
 
 class Trainer:
@@ -215,7 +217,8 @@ class Trainer:
         if stopped:
             text = f"stopped after step {self.step} of {config.steps}; run it again and it goes on from there"
         self._outputs.say("stopped" if stopped else "done", self.step, text)
-        return TrainingResult(self.step, config.steps, stopped, self.state["skipped"], self.state["seconds"], text)
+        skipped, seconds = self.state["skipped"], self.state["seconds"]
+        return TrainingResult(self.step, config.steps, stopped, skipped, seconds, text, stopped or interrupt.wanted)
 
     def _begin(self, index: int, resumed: bool) -> None:
         """Freezes what stage `index` does not train, builds the optimiser, wraps for several processes."""

@@ -71,14 +71,14 @@ class Runs:
         return result
 
     def train(self, recipe: Recipe, parts: Sequence[registry.Part]) -> tuple[Any, Any]:
-        """The recipe's model after its training, and its processor. Raises `KeyboardInterrupt` if that is stopped."""
+        """The recipe's model after its training, and its processor. Raises `KeyboardInterrupt` if a signal comes."""
         from tessera.models import reference
         from tessera.training.run import run
 
         folder = self._path("train", [to_dict(recipe), _sources(parts)])
         if not (folder / "model" / "config.json").is_file():
             result, _, _ = run(replace(recipe, training=replace(recipe.training, progress=False)), folder)
-            if result.stopped:
+            if result.interrupted:
                 raise KeyboardInterrupt
         return reference.load(folder / "model")
 
