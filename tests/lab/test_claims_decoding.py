@@ -117,15 +117,16 @@ def test_noise_in_layers_is_repeatable_and_none_is_none(lab: LocalLab) -> None:
 
 
 class Told:
-    """Outcomes by model; `asked` is what was asked for."""
+    """A lab with outcomes by model; `asked` is what was asked for."""
 
     def __init__(self, **hits: float) -> None:
         self.hits, self.asked = hits, []
 
-    def outcomes(self, protocol, arm, look, first, count):
-        self.asked.append((protocol.model, protocol.seed, arm, count))
-        hit = (np.arange(200) < self.hits[protocol.model.replace("-", "_")] * 200).astype(float)
-        return Outcomes(dict.fromkeys(("yes rate", "hallucinated"), (hit, np.ones(200))))
+    def kept(self, key, depends, make):
+        protocol, arm, _, _, count = key
+        self.asked.append((protocol["model"], protocol["seed"], arm, count))
+        hit = (np.arange(200) < self.hits[protocol["model"].replace("-", "_")] * 200).astype(float)
+        return Outcomes(dict.fromkeys(("yes rate", "hallucinated"), (hit, np.ones(200)))).plain()
 
 
 @pytest.mark.parametrize(("yes", "holds"), [(0.9, True), (0.2, False), (0.5, False)])
@@ -134,7 +135,7 @@ def test_a_model_says_yes_too_often_where_the_interval_lies_above_one_half(yes: 
     condition = answers.SaysYes(model="nano-yes").measure(told)
     assert condition.holds is holds
     assert condition.low <= condition.value == yes <= condition.high
-    assert told.asked == [("nano-yes", 900, Vary("plain"), 400)]
+    assert told.asked == [("nano-yes", 900, Vary("plain").plain(), 400)]
     assert answering.Answering().seed != answers.SEED
 
 
