@@ -128,6 +128,30 @@ def test_a_probe_learns_what_a_line_parts_and_nothing_from_noise() -> None:
     assert probe_accuracy(torch.randn(200, 8), labels[:200], rows[200:], labels[200:]) < 0.7
 
 
+def test_a_tower_is_measured_with_the_part_plugged_in() -> None:
+    """Both choices let as many patches on; only the random one depends on its seed."""
+    import torch
+
+    protocol = TowerDropping(patch=16, width=16, depth=2, heads=2, blocks=(0,), images=8, tested=8, steps=3, batch=4)
+    tower, _ = protocol.trained(0)
+    pixels, _ = protocol.data("test", 8, 0)
+
+    def of(keep: float, seed: int | None, fuse: bool = True) -> tuple[torch.Tensor, int]:
+        counts: list[int] = []
+        with torch.no_grad(), protocol._dropping(tower, keep, fuse, seed) as plugged:
+            last = getattr(plugged, "vision_model", plugged).encoder.layers[1].mlp
+            last.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+            return plugged(pixel_values=pixels).pooler_output, counts[0]
+
+    with torch.no_grad():
+        whole = tower(pixel_values=pixels).pooler_output
+    assert torch.equal(of(1.0, None)[0], whole) and torch.equal(of(1.0, 3)[0], whole)
+    (chosen, left), (random, as_many), (other, _) = of(0.5, None), of(0.5, 0), of(0.5, 1)
+    assert left == as_many == 1 + 8 + 1 and of(0.5, 0, fuse=False)[1] == 1 + 8
+    assert torch.equal(random, of(0.5, 0)[0])
+    assert len({float(found.sum()) for found in (whole, chosen, random, other)}) == 4
+
+
 def test_golden_runs_read_nothing_from_the_cache(tmp_path: Path) -> None:
     """What was trained once would hide a change from every later golden run."""
     from tessera.lab.protocols.backbone import TowerDropping

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tessera import registry
+from tessera.lab.contract.dual import DualFixture
 from tessera.lab.contract.fixture import Fixture
 from tessera.lab.contract.hosted import HostFixture
-from tessera.lab.contract.models import ComposedFixture, DualFixture
+from tessera.lab.contract.models import ComposedFixture
 from tessera.lab.contract.others import CompressionFixture, FewShotFixture, PixelsFixture
 from tessera.lab.contract.rules import CHECKS
 from tessera.lab.contract.training import ObjectiveFixture, TuningFixture

@@ -53,7 +53,7 @@ class ObjectiveFixture(Fixture):
             try:
                 objective.prepare(model, processor)
                 worlds = [World(width=SIDE, height=SIDE)]
-                collate = objective.collate(worlds, processor, 2) or _plain(name, model, processor, worlds)
+                collate = objective.collate(worlds, processor, 2) or task_batches(name, model, processor, worlds)
                 reference = copy.deepcopy(model).eval().requires_grad_(False) if self.target.wants_reference else None
                 objective.loss(model.eval(), collate([0, 1]), reference)
             except UserError as error:
@@ -104,7 +104,7 @@ class TuningFixture(Fixture):
 
     def seen(self, model: nn.Module, rows: list[int]) -> list[Tensor]:
         """Logits of each row's tokens, without gradients."""
-        batch = _plain("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])(rows)
+        batch = task_batches("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])(rows)
         batch = {key: value for key, value in batch.items() if key not in ("labels", "loss_weights")}
         with torch.no_grad():
             logits = model(**batch).logits
@@ -151,7 +151,7 @@ class TuningFixture(Fixture):
         own = {id(p) for p in module.parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in own)
-        batch = _plain("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
+        batch = task_batches("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
         demand_gradients([module], model(**batch).loss, self.part.name)
         others = [name for name, p in model.named_parameters() if id(p) not in own and p.grad is not None]
         demand(not others, f"{self.part.name}: a gradient reached {', '.join(others[:3])}, which was frozen.")
@@ -176,8 +176,8 @@ class TuningFixture(Fixture):
             demand(torch.equal(a, b), f"{self.part.name}, {when}: row {row} differs by {difference(a, b):.2g} from the model.")
 
 
-def _plain(name: str, model: Any, processor: Any, worlds: list[World]) -> Any:
-    """What makes batches of the recipe's own task."""
+def task_batches(name: str, model: Any, processor: Any, worlds: list[World]) -> Any:
+    """What makes batches of the task that a recipe has: sample numbers -> inputs."""
     from tessera.data.dense import DenseData
     from tessera.recipes.recipe import recipe
     from tessera.training.captions import CaptionData

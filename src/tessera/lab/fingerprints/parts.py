@@ -20,9 +20,10 @@ from tessera.errors import TesseraError, UserError
 from tessera.hosts.tiny_configs import RECIPES
 from tessera.lab import claims
 from tessera.lab.behaviour import Numbers, summary
+from tessera.lab.contract.dual import DualFixture
 from tessera.lab.contract.fixture import Fixture
 from tessera.lab.contract.hosted import HostFixture
-from tessera.lab.contract.models import ComposedFixture, DualFixture, ModelFixture
+from tessera.lab.contract.models import ComposedFixture, ModelFixture
 from tessera.lab.contract.others import CompressionFixture, FewShotFixture, PixelsFixture
 from tessera.lab.contract.table import fixtures
 from tessera.lab.contract.training import ObjectiveFixture, TuningFixture
@@ -250,7 +251,7 @@ def _objective(fixture: ObjectiveFixture) -> dict[str, Any]:
 def _tuning(fixture: TuningFixture) -> dict[str, Any]:
     """Logits with the tuning's parameters random, switched off, and gradients of its parameters; what asks for gradients."""
     from tessera.lab.contract.fixture import stir
-    from tessera.lab.contract.training import SIDE, _plain, subject
+    from tessera.lab.contract.training import SIDE, subject, task_batches
     from tessera.world import World
 
     tuning, model, module = fixture.put()
@@ -258,7 +259,7 @@ def _tuning(fixture: TuningFixture) -> dict[str, Any]:
     found["trained"] = [float(sum(p.numel() for p in part.parameters() if p.requires_grad)) for part in (module, model)]
     stir(module)
     found |= {f"row {n}": summary(out) for n, out in enumerate(fixture.seen(model, [0, 1]))}
-    batch = _plain("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
+    batch = task_batches("nano", model, subject("nano")[1], [World(width=SIDE, height=SIDE)])([0, 1])
     model(**batch).loss.backward()
     found["gradients"] = _gradients(module)
     with tuning.off():

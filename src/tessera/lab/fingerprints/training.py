@@ -117,7 +117,7 @@ def labels() -> Numbers:
     from tessera.data.packing import collate
     from tessera.hosts.zoo import fill
     from tessera.lab.contract.fixture import quiet, seeded
-    from tessera.lab.contract.training import SIDE, _plain, subject
+    from tessera.lab.contract.training import SIDE, subject, task_batches
     from tessera.nn.loss import next_token_loss
     from tessera.training.preference import dpo, pack_answers, score
     from tessera.world import World
@@ -126,7 +126,7 @@ def labels() -> Numbers:
     for name in ("nano", "object_expert", "nano_clip"):
         with quiet(), seeded():
             model, processor = subject(name)
-        batch = _plain(name, model, processor, [World(width=SIDE, height=SIDE)])([0, 1, 2, 3])
+        batch = task_batches(name, model, processor, [World(width=SIDE, height=SIDE)])([0, 1, 2, 3])
         for key, value in sorted(batch.items()):
             found[f"{name}: {key}"] = summary(value, 3) if isinstance(value, torch.Tensor) else str(value)[:200]
         if name == "nano":

@@ -6,7 +6,8 @@ scenes of training and of the test, the starting weights and the order of the da
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,13 +147,7 @@ class TowerDropping(Protocol):
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            made: Any = CLIPVisionModel(
-                CLIPVisionConfig(
-                    hidden_size=self.width, intermediate_size=3 * self.width, num_hidden_layers=self.depth,
-                    num_attention_heads=self.heads, image_size=self.side, patch_size=self.patch,
-                )
-            )  # fmt: skip
-            tower: Any = getattr(made, "vision_model", made)
+            tower = _transformer(CLIPVisionModel(CLIPVisionConfig(**self._shape())))
             head = nn.Linear(self.width, len(TINTS))
             model = nn.ModuleList([tower, head])
 
@@ -187,11 +182,46 @@ class TowerDropping(Protocol):
         keep, choice, fuse = settings.pop("keep"), settings.pop("choice", "class"), settings.pop("fuse", True)
         if settings or choice not in ("class", "random"):
             raise TesseraError(f"tower_dropping knows keep, fuse and choice='class' or 'random', not {dict(arm.options)}.")
-        chance = torch.Generator().manual_seed(seed) if choice == "random" else None
         pixels, labels = self.data("test", self.tested, seed)
-        with torch.no_grad():
-            said = torch.cat([head(fewer(tower, x, keep, self.blocks, fuse, chance)) for x in pixels.split(64)]).argmax(-1)
+        with torch.no_grad(), self._dropping(tower, keep, fuse, seed if choice == "random" else None) as plugged:
+            said = torch.cat([head(plugged(pixel_values=x).pooler_output) for x in pixels.split(64)]).argmax(-1)
         return float((said == labels).double().mean())
+
+    @contextmanager
+    def _dropping(self, tower: Any, keep: float, fuse: bool, seed: int | None) -> Iterator[Any]:
+        """The tower in a host, with the part plugged in.
+
+        seed: of the random choice; None: the class token's
+        """
+        import torch
+
+        from tessera import registry
+        from tessera.hosts.plug import attach
+        from tessera.hosts.zoo import tiny
+
+        evit: Any = registry.get("tokens", "evit").target
+
+        class RandomChoice(evit):
+            """The same part with the class token's scores given to patches at random."""
+
+            chance = torch.Generator().manual_seed(seed or 0)
+
+            def rank(self, score: Tensor) -> Tensor:
+                return score.gather(1, torch.rand(score.shape, generator=self.chance).argsort(1))
+
+        host = tiny("llava", vision_config=self._shape()).model
+        own: Any = host.get_submodule("model.vision_tower")
+        _transformer(own).load_state_dict(tower.state_dict())
+        part = (evit if seed is None else RandomChoice)(evit.Config(keep=keep, blocks=self.blocks, fuse=fuse))
+        with attach(host).plug(part):
+            yield own
+
+    def _shape(self) -> dict[str, int]:
+        """Of the tower, as transformers writes it."""
+        return {
+            "hidden_size": self.width, "intermediate_size": 3 * self.width, "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads, "image_size": self.side, "patch_size": self.patch,
+        }  # fmt: skip
 
     @classmethod
     def golden(cls, lab: Lab) -> Numbers:
@@ -204,38 +234,15 @@ class TowerDropping(Protocol):
         tower, head = micro.trained(0)
         pixels, _ = micro.data("test", 8, 0)
         found = {}
-        with torch.no_grad():
-            for name, keep, chance in (("whole", 1.0, False), ("half", 0.5, False), ("random half", 0.5, True)):
-                drawn = torch.Generator().manual_seed(0) if chance else None
-                found[name] = summary(head(fewer(tower, pixels, keep, micro.blocks, True, drawn)))
+        for name, keep, seed in (("whole", 1.0, None), ("half", 0.5, None), ("random half", 0.5, 0)):
+            with torch.no_grad(), micro._dropping(tower, keep, True, seed) as plugged:
+                found[name] = summary(head(plugged(pixel_values=pixels).pooler_output))
         return found
 
 
-def fewer(tower: Any, pixels: Tensor, keep: float, blocks: tuple[int, ...], fuse: bool, chance: Any = None) -> Tensor:
-    """The class token [B, D] behind a CLIP tower some of whose blocks go on with fewer tokens, by the part's own rule.
-
-    chance: a generator that gives the class token's scores to patches at random instead.
-    """
-    import torch
-
-    from tessera import registry
-    from tessera.lab.claims import part_module
-
-    reorganised = part_module(registry.get("tokens", "evit")).reorganised
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
-    for number, block in enumerate(tower.encoder.layers):
-        states, attention = block.layer_norm1(hidden), block.self_attn
-        hidden = hidden + attention(hidden_states=states, attention_mask=None)[0]
-        if number in blocks:
-            heads = (*states.shape[:2], attention.num_heads, -1)
-            query, key = attention.q_proj(states).view(heads)[:, 0], attention.k_proj(states).view(heads)
-            score = (torch.einsum("bhd,bkhd->bhk", query, key) * attention.scale).softmax(-1)[:, :, 1:].mean(1)
-            if chance is not None:
-                score = score.gather(1, torch.rand(score.shape, generator=chance).argsort(1))
-            hidden, _ = reorganised(hidden, score, keep, fuse)
-        hidden = hidden + block.mlp(block.layer_norm2(hidden))
-    found: Tensor = tower.post_layernorm(hidden[:, 0])
-    return found
+def _transformer(made: Any) -> Any:
+    """The transformer of a CLIP tower, which releases of transformers differ in wrapping."""
+    return getattr(made, "vision_model", made)
 
 
 def tinted(side: int, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:

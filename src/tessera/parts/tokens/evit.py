@@ -18,6 +18,7 @@ Shapes: M images or tiles, N patches of each (without the class token), D width 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,8 @@ class _Blocks:
     skip    the half of the running block that is passed over, None when none is
     """
 
-    def __init__(self, keep: float, fuse: bool) -> None:
-        self.keep, self.fuse = keep, fuse
+    def __init__(self, keep: float, fuse: bool, rank: Callable[[Tensor], Tensor]) -> None:
+        self.keep, self.fuse, self.rank = keep, fuse, rank
         self.score: Tensor | None = None
         self.origin: Tensor | None = None
         self.patches = 0
@@ -89,7 +90,7 @@ class _Blocks:
     def capture(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> None:
         """The block attends."""
         if self.skip == "mlp":
-            self.score = probabilities(module, query, key, mask, scaling, "class")[:, 1:]
+            self.score = self.rank(probabilities(module, query, key, mask, scaling, "class")[:, 1:])
 
     def install(self, block: nn.Module, attention: nn.Module, mlp: nn.Module, undo: ExitStack) -> None:
         """Hooks on one block."""
@@ -201,6 +202,11 @@ class EViT(OneDrop):
             )
         return wanted
 
+    def rank(self, score: Tensor) -> Tensor:
+        """What patches are chosen and weighed by, given the class token's attention to them [M, N]: that itself. A control may
+        rank them otherwise."""
+        return score
+
     def install(self, host: Host, undo: ExitStack) -> None:
         """Hooks on the chosen blocks and behind the projector. Raises `UserError` for a host that needs its whole raster."""
         if self.config.keep >= 1:
@@ -218,7 +224,7 @@ class EViT(OneDrop):
                 f"evit drops patches inside of the vision tower, and {host.title} needs all of them: its projector does not "
                 "map each patch to one token by itself. fopru drops behind the projector."
             )
-        hooks = _Blocks(self.config.keep, self.config.fuse)
+        hooks = _Blocks(self.config.keep, self.config.fuse, self.rank)
         undo.callback(tower.register_forward_pre_hook(hooks.begin).remove)
         for number in chosen:
             block = blocks[number]
