@@ -129,7 +129,7 @@ def test_a_training_is_run_once_and_an_interruption_is_told(tmp_path: Path, monk
         stopped = len(calls) == 1
         if not stopped:
             saved(out / "model")
-        return type("Result", (), {"stopped": stopped})(), None, None
+        return type("Result", (), {"interrupted": stopped})(), None, None
 
     monkeypatch.setattr(training, "run", run)
     with pytest.raises(KeyboardInterrupt):

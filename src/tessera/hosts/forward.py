@@ -75,7 +75,7 @@ class ForwardPass:
 
 
 @dataclass(slots=True, eq=False)
-class Probe:
+class ProbeRequest:
     """A layer's attention of the tokens `query` [B] (int64, pruned indices) is wanted; `found` [B, K] float32 is it."""
 
     query: Tensor
@@ -98,7 +98,7 @@ class HostState:
     prefilled: Sequence | None = None
     example: ModelCall | None = None
     replayed: Sequence | None = None
-    probe: Probe | None = None
+    probe: ProbeRequest | None = None
 
 
 class _Own(threading.local):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tessera.errors import TesseraError, UserError
 from tessera.hosts.architecture import Architecture
-from tessera.hosts.forward import ForwardPass, Probe, ThreadStates
+from tessera.hosts.forward import ForwardPass, ProbeRequest, ThreadStates
 from tessera.hosts.layer_inputs import layer_arguments
 from tessera.hosts.sequence import Sequence as HostSequence
 from tessera.hosts.sequence import TokenStage, images_of_rows
@@ -47,7 +47,7 @@ class Probes:
                 listen(attention, self._caught, self._undo)
                 self._installed.add(attention)
         state = self._states.here()
-        probe = state.probe = Probe(query)
+        probe = state.probe = ProbeRequest(query)
         try:
             with suppress(_Enough):
                 attention(hidden_states=hidden, **kwargs)
