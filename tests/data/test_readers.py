@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tessera.data import json_reader, parquet_reader
@@ -289,6 +289,7 @@ def test_any_json_value_is_found_at_its_place(tmp_path: Path, rows: list[Any], a
     st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=4),
     st.floats(0, 1),
 )
+@example(kind="parquet", patches=[(0.5, b"\x80")], keep=1.0)  # a column's name that is no text
 def test_damaged_files_never_crash(tmp_path: Path, kind: str, patches: list[tuple[float, bytes]], keep: float) -> None:
     path = tmp_path / f"data.{kind}"
     data = bytearray(path.read_bytes() if path.exists() else write(tmp_path, kind).read_bytes())

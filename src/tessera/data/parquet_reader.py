@@ -35,7 +35,12 @@ class ParquetReader(Reader):
         self._damaged: dict[int, str] = {}
         for file in self._files:
             with _parquet(file) as parquet:
-                self._index(file, parquet)
+                try:
+                    self._index(file, parquet)
+                except UserError:
+                    raise
+                except Exception as error:  # names and sizes in damaged metadata fail only when they are asked for
+                    raise UserError(f"{file}: the Parquet file is damaged ({_line(error)}).") from error
 
     def _index(self, file: Path, parquet: Any) -> None:
         names = parquet.schema_arrow.names
