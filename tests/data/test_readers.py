@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tessera.data import readers
-from tessera.data.readers import BadRow, Reader, inside, read
+from tessera.data import json_reader, parquet_reader
+from tessera.data.readers import read
+from tessera.data.row_reader import BadRow, Reader, inside
 from tessera.errors import UserError
 
 
@@ -150,11 +151,11 @@ def test_parquet_parts_are_one_data_set(tmp_path: Path) -> None:
 
 def test_few_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = read(parquet(tmp_path / "a.parquet", [row(i) for i in range(30)], group=2))
-    assert isinstance(reader, readers.ParquetReader)
+    assert isinstance(reader, parquet_reader.ParquetReader)
     for index in range(30):
         assert answer(reader, index) == f"answer {index}"
-        assert len(reader._tables) <= readers.KEPT_GROUPS
-    monkeypatch.setattr(readers, "MAX_GROUP", 100)
+        assert len(reader._tables) <= parquet_reader.KEPT_GROUPS
+    monkeypatch.setattr(parquet_reader, "MAX_GROUP", 100)
     with pytest.raises(UserError, match="row_group_size"):
         read(tmp_path)
 
@@ -224,7 +225,7 @@ def test_too_long_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(lines([row(0), row(1) | {"id": "x" * 3_000_000}, row(2)]))
     reader = read(path)
     assert answer(reader, 1) == "answer 1"
-    monkeypatch.setattr(readers, "MAX_ROW", 10_000)
+    monkeypatch.setattr(json_reader, "MAX_ROW", 10_000)
     assert len(list(reader)) == 2
     assert "longer than" in reader.skipped.first[0].reason
 
@@ -288,6 +289,7 @@ def test_any_json_value_is_found_at_its_place(tmp_path: Path, rows: list[Any], a
     st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3)), max_size=4),
     st.floats(0, 1),
 )
+@example(kind="parquet", patches=[(0.5, b"\x80")], keep=1.0)  # a column's name that is no text
 def test_damaged_files_never_crash(tmp_path: Path, kind: str, patches: list[tuple[float, bytes]], keep: float) -> None:
     path = tmp_path / f"data.{kind}"
     data = bytearray(path.read_bytes() if path.exists() else write(tmp_path, kind).read_bytes())
@@ -394,7 +396,7 @@ def test_gzip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "data.jsonl.gz"
     path.write_bytes(gzip.compress(lines([row(0)]).encode() + b" " * 3_000_000))
     assert len(read(path)) == 1
-    monkeypatch.setattr(readers, "_FREE", 0)
+    monkeypatch.setattr(json_reader, "_FREE", 0)
     with pytest.raises(UserError, match="times its size"):
         read(path)
 

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tessera.data.readers import BadRow, read
+from tessera.data.readers import read
+from tessera.data.row_reader import BadRow
 from tessera.data.supervised import IGNORED, Order, SupervisedData, shuffled
 from tessera.errors import UserError
 from tessera.models.image_processing import TesseraImageProcessor

@@ -69,6 +69,23 @@ def test_text_without_an_image_needs_none(kind: str) -> None:
         model(torch.tensor([[*prefix(model, 1), 6]]), pictures(2))
 
 
+@pytest.mark.parametrize("kind", SPECS)
+def test_counting_placeholders_breaks_no_compiled_graph(kind: str) -> None:
+    model = tiny(SPECS[kind])
+    base = model.model
+    torch.compiler.reset()  # graphs of one code are counted, whosoever they are
+    embed = torch.compile(base.embed, backend="eager", fullgraph=True)
+    ids, text = torch.tensor([[*prefix(model, 2), 6, 20]]), torch.tensor([[1, 6, 20]])
+    features = base.get_image_features(pictures(2)).detach()
+    assert torch.equal(embed(ids, features), base.embed(ids, features))
+    assert torch.equal(embed(text, None), base.embed(text, None))
+    for wrong, given in ((ids, None), (text, features), (torch.cat([ids, ids], 1), features)):
+        with pytest.raises(RuntimeError, match="differ in number"):
+            embed(wrong, given)
+        with pytest.raises(UserError, match="image placeholder tokens"):
+            base.require_images(wrong, 0 if given is None else 2)
+
+
 def test_images_may_come_in_later_turns() -> None:
     model = tiny(SPECS["flamingo"])
     for block in model.model.coupling.blocks:

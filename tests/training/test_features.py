@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.training.toy import Killed, kill_after, losses, settings
 from torch import Tensor
 
 from tessera.data.packing import collate, pack
+from tessera.errors import UserError
 from tessera.models.configuration import TesseraConfig
 from tessera.models.modeling import TesseraForConditionalGeneration
 from tessera.training.data import Batches
@@ -134,6 +136,22 @@ def test_the_composed_model_learns_from_packed_rows(tmp_path: Path) -> None:
     run(tmp_path, config)
     curve = losses(tmp_path)
     assert sum(curve[-5:]) < 0.7 * sum(curve[:5])
+
+
+def test_compiled_training_says_in_words_that_placeholders_and_images_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    events: list[str] = []
+
+    def cut(indices: Sequence[int]) -> dict[str, Any]:
+        batch = rows(indices)
+        return batch | {"pixel_values": batch["pixel_values"][:-1]}
+
+    config = settings(stages=[Stage(steps=2)], compile="on")
+    with pytest.raises(UserError, match=r"the text holds 16 image placeholder tokens \(room for 4 images\), but 3 image"):
+        Trainer(build(), Batches(cut, config, 8), config, tmp_path, on_event=lambda event: events.append(event.text)).run()
+    assert events and not [text for text in events if "torch.compile failed" in text]
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ import numpy as np
 
 from tessera.data import records
 from tessera.data.images import open_image
-from tessera.data.readers import BadRow, Reader, read
+from tessera.data.readers import read
 from tessera.data.records import Level, Problem, Record
+from tessera.data.row_reader import BadRow, Reader
 from tessera.errors import UserError
 
 KINDS: dict[str, Level] = {

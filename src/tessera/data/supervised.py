@@ -22,8 +22,9 @@ from torch import Tensor
 
 from tessera.data.check import KINDS
 from tessera.data.images import open_image
-from tessera.data.readers import KEPT_GROUPS, BadRow, Reader, Skipped
+from tessera.data.parquet_reader import KEPT_GROUPS
 from tessera.data.records import Record, validate
+from tessera.data.row_reader import BadRow, Reader, Skipped
 from tessera.errors import UserError
 
 IGNORED = -100

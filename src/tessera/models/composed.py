@@ -21,7 +21,7 @@ from tessera.errors import UserError
 from tessera.models import parts as part_specs
 from tessera.models.configuration import TesseraConfig
 from tessera.models.contracts import Experts
-from tessera.models.coupling import MEMORY, Coupling, Pass
+from tessera.models.coupling import MEMORY, Coupling, Pass, require
 from tessera.models.names import HEAD, OUTER, ComposedPreTrainedModel
 from tessera.nn.segments import additive, segment_mask, segment_positions
 from tessera.nn.tokens import QuestionText, VisualTokens, from_grid
@@ -192,6 +192,11 @@ class TesseraModel(ComposedPreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids)
         return QuestionText(embeddings=embeddings.repeat_interleave(images, 0), mask=asked.repeat_interleave(images, 0))
 
+    def require_images(self, input_ids: Tensor, images: int) -> None:
+        """Raises `UserError` unless input_ids [B, T] hold the placeholders of as many images: in words, which a compiled forward,
+        where this is an assertion, has not."""
+        require(input_ids == self.config.image_token_id, images, self.tokens_per_image)
+
     def embed(self, input_ids: Tensor, image_features: Tensor | None, check: bool = True) -> Tensor:
         """input_ids [B, T], image_features [M, n, E] or None -> embeddings [B, T, E], features in their places.
 
@@ -201,10 +206,8 @@ class TesseraModel(ComposedPreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids)
         if image_features is not None:
             return self.coupling(embeddings, placeholders, image_features)
-        if check and bool(placeholders.any()):
-            raise UserError(
-                f"the text holds {int(placeholders.sum())} image placeholder tokens, but no image was given: pass pixel_values."
-            )
+        if check:
+            require(placeholders, 0, self.tokens_per_image)
         return embeddings
 
     def forward(

@@ -144,8 +144,16 @@ class Coupling(nn.Module):
 
 
 def require(placeholders: Tensor, images: int, per_image: int) -> None:
-    """Raises `UserError` unless the text has `per_image` placeholders for each of `images` images."""
+    """Raises `UserError` unless the text has `per_image` placeholders for each of `images` images.
+
+    A compiled graph asserts it, without these words and without a break: who compiles a model asks its `require_images` before.
+    """
+    if torch.compiler.is_compiling():
+        assert placeholders.sum() == images * per_image, "image placeholders and image features differ in number"
+        return
     found = int(placeholders.sum())
+    if found and not images:
+        raise UserError(f"the text holds {found} image placeholder tokens, but no image was given: pass pixel_values.")
     if found != images * per_image:
         held = f"{found / per_image:g}" if per_image else "0"
         raise UserError(

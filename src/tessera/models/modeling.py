@@ -93,6 +93,10 @@ class TesseraForConditionalGeneration(ComposedPreTrainedModel, GenerationMixin):
         """See `TesseraModel.encode_images`."""
         return self.model.encode_images(pixel_values, question)
 
+    def require_images(self, input_ids: Tensor, images: int) -> None:
+        """See `TesseraModel.require_images`."""
+        self.model.require_images(input_ids, images)
+
     def get_image_features(self, pixel_values: Tensor, question: QuestionText | None = None) -> Tensor:
         """[M, 3, S, S] -> [M, n, E], see `TesseraModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, question)

@@ -143,6 +143,12 @@ class Subject(nn.Module):
             return self.model(**batch)
         return self.objective.loss(self.model, batch, None if self.reference is None else self.reference.held)
 
+    def require_images(self, input_ids: Tensor, images: int) -> None:
+        """What the model checks of its batches; those of an objective are its own business."""
+        check = getattr(self.model, "require_images", None)
+        if self.objective is None and check is not None:
+            check(input_ids, images)
+
     def settings(self) -> dict[str, Any]:
         """What a resumed run must share with the one before: options, and the hash of teachers and reference."""
         found: dict[str, Any] = {}

@@ -346,6 +346,8 @@ class Trainer:
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The tensors of `batch` on the device; pixels give way to the stored features of frozen encoders."""
         device = self.accelerator.device
+        if self.state["compiled"] and (check := getattr(self.model, "require_images", None)) is not None and "input_ids" in batch:
+            check(batch["input_ids"], len(batch.get("pixel_values", ())))  # on the host: nothing waits for the device
         inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
         keys, model = batch.get("image_keys"), self.model
         if self._features is not None and keys is not None and isinstance(model, EncodesImages):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 
 from tessera.errors import UserError, unknown
-from tessera.world.panel_draw import PANEL_KINDS, PanelKind, draw_panel, has_axis, labels_inside
+from tessera.world.panel_charts import has_axis, labels_inside
+from tessera.world.panel_draw import PANEL_KINDS, PanelKind, draw_panel
 from tessera.world.rng import Rng
 from tessera.world.scene import Box, Panel
 

@@ -19,7 +19,8 @@ from tessera.errors import UserError
 from tessera.parts.engines.provision import SEVERAL, SINGLE, ProVision, to_items
 from tessera.parts.engines.provision.checker import wrong_with
 from tessera.parts.engines.provision.draft import Context, apart, certain
-from tessera.parts.engines.provision.single import Reference, hop_object, programs, reference_of
+from tessera.parts.engines.provision.hops import Reference, hop_object, reference_of
+from tessera.parts.engines.provision.single import programs
 from tessera.world import World
 from tessera.world.rng import Rng
 

@@ -28,8 +28,9 @@ from tessera.config import config
 from tessera.data.engine import Engine, Instruction
 from tessera.data.scene_graph import Annotated
 from tessera.errors import unknown
+from tessera.parts.engines.provision.corpus import Corpus
 from tessera.parts.engines.provision.draft import Context, Draft, kind_values
-from tessera.parts.engines.provision.several import Corpus, multi_programs
+from tessera.parts.engines.provision.several import multi_programs
 from tessera.parts.engines.provision.single import programs
 from tessera.registry import part
 from tessera.world.rng import Rng
