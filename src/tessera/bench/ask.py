@@ -196,8 +196,8 @@ def _table(found: AskSpeed) -> Table:
         title=f"{subject.model}, float32, {subject.threads} thread(s), {found.rounds} rounds: {found.images} images, "
         f"{found.questions_per_image} questions each",
         caption=f"Times the unplugged model's {found.host_seconds:.3f} s; {found.target:g} or less wanted of settings that "
-        f"change nothing.\nUnplugged: our packed decoder {found.own.median:.2f}, "
-        f"transformers' generate() {found.generate.median:.2f}. "
+        f"change nothing.\nUnplugged: our packed decoder {found.own.median:.2f} ({found.own_seconds:.3f} s), "
+        f"transformers' generate() {found.generate.median:.2f} ({found.generate_seconds:.3f} s). "
         "A part that reads the question has every image read again with every question.",
         title_justify="left",
         caption_justify="left",

@@ -21,6 +21,7 @@ GRID: RGB = (206, 208, 212)
 
 
 def inset(area: Area, by: int) -> Area:
+    """The area without a margin of `by` pixels on every side; at least one pixel stays."""
     x0, y0, x1, y1 = area
     return x0 + by, y0 + by, max(x0 + by + 1, x1 - by), max(y0 + by + 1, y1 - by)
 

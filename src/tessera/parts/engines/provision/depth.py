@@ -29,6 +29,8 @@ def _nearer(graph: SceneGraph, i: int, j: int, gap: float) -> tuple[int, int] | 
 
 
 def depth(near: bool) -> Callable[[SceneGraph, Context], Iterator[Draft]]:
+    """The program that asks which of two things is nearer, or farther."""
+
     def make(graph: SceneGraph, c: Context) -> Iterator[Draft]:
         for i, j in combinations(graph.unique(), 2):
             if (order := _nearer(graph, i, j, c.depth_gap)) is not None:
